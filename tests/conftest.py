@@ -1,0 +1,35 @@
+"""What every test shares: no display, 64-bit numbers on request, a quiet Hypothesis."""
+
+import os
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import jax
+import pytest
+from hypothesis import HealthCheck, settings
+
+# compilation makes the first example slow, which says nothing about the code
+settings.register_profile(
+    "project",
+    deadline=None,
+    max_examples=25,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "project"))
+
+
+def enable_x64(value: bool):
+    """A context in which new arrays are 64-bit (or not), whichever JAX is there."""
+    if hasattr(jax, "enable_x64"):
+        return jax.enable_x64(value)
+    from jax.experimental import enable_x64  # before jax 0.8
+
+    return enable_x64(value)
+
+
+@pytest.fixture
+def x64():
+    """Run the test with 64-bit floats; the setting is undone afterwards."""
+    with enable_x64(True):
+        yield

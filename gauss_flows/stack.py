@@ -1,0 +1,292 @@
+"""Deep coupling flows: one block, repeated over depth and compiled once.
+
+A flow here is a ``flowjax.distributions.Transformed`` whose bijection is
+``Invert(normalizing map)``: the map takes data to the latent space, which is the fast
+direction when a flow is trained on samples. The map is a ``flowjax.bijections.Scan`` over
+blocks with stacked parameters, so that compilation costs one block whatever the depth.
+
+:func:`normalizing_map`, :func:`blocks` and :func:`intermediates` take such flows apart,
+and any other flow made of flowjax's ``Chain``, ``Scan`` and ``Invert``.
+"""
+
+import inspect
+from typing import Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from flowjax.bijections import AbstractBijection, Chain, Invert, Scan
+from flowjax.distributions import AbstractDistribution, StandardNormal, Transformed
+from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
+
+from . import masks
+from .actnorm import ActNorm
+from .coupling import (
+    AdditiveCoupling,
+    AffineCoupling,
+    RQSplineCoupling,
+)
+from .linear import HouseholderRotation
+
+_COUPLINGS = {
+    "affine": AffineCoupling,
+    "additive": AdditiveCoupling,
+    "spline": RQSplineCoupling,
+}
+
+
+def coupling_flow(
+    key: PRNGKeyArray,
+    *,
+    dim: int,
+    depth: int,
+    coupling: Literal["affine", "additive", "spline"] = "spline",
+    n_reflections: int | None = None,
+    actnorm: bool = False,
+    base: AbstractDistribution | None = None,
+    mask: masks.Mask | None = None,
+    nn_width: int = 24,
+    nn_depth: int = 2,
+    identity_init: bool = False,
+    dtype: DTypeLike | None = None,
+    **options: float | int | None,
+) -> Transformed:
+    r"""A stack of coupling blocks over a base distribution.
+
+    Each block is [ActNorm,] rotation, coupling, coupling with the complementary mask: one
+    block transforms every coordinate once. In two dimensions, with
+    ``base=Normal(jnp.zeros(2))``, this is block for block and number for number the stack
+    [ActNorm,] rotation, coupling, flip, coupling, flip that a key splits into.
+
+    Cost: compilation is that of one block; time and memory of a training step grow
+    linearly in ``depth``.
+
+    Args:
+        key: JAX random key. It is split over blocks, and each block's key into three:
+            rotation, first coupling, second coupling.
+        dim: Number of coordinates, at least 2.
+        depth: Number of blocks, at least 1; a block has two couplings.
+        coupling: Kind of coupling: ``"affine"``, ``"additive"`` or ``"spline"``.
+        n_reflections: Householder reflections in a block's rotation, drawn at random;
+            0 leaves the rotation out. The default, ``dim`` rounded down to even, reaches
+            a rotation of all coordinates.
+        actnorm: Put an :class:`~gauss_flows.ActNorm` in front of each block, at the
+            identity; set it from data with :func:`initialize_actnorm`.
+        base: Base distribution of shape ``(dim,)``; the standard normal by default, with
+            nothing to train in it.
+        mask: Mask of each block's first coupling; ``masks.half(dim)`` by default.
+        nn_width: Width of the conditioners' hidden layers.
+        nn_depth: Number of their hidden layers.
+        identity_init: Start every coupling at the identity. Rotations are still random.
+        dtype: Floating dtype of the parameters; JAX's default by default.
+        **options: Options of the coupling's own: ``n_bins`` and ``interval`` for
+            splines, ``log_scale_bound`` for affine couplings.
+
+    Returns:
+        The flow, a distribution over events of shape ``(dim,)``.
+
+    Raises:
+        ValueError: If an argument is out of range or unknown, or shapes do not match.
+
+    Example:
+        >>> import jax.random as jr
+        >>> flow = coupling_flow(jr.key(0), dim=2, depth=8, coupling="affine")
+        >>> flow.sample(jr.key(1), (5,)).shape
+        (5, 2)
+    """
+    if coupling not in _COUPLINGS:
+        raise ValueError(f"expected coupling in {sorted(_COUPLINGS)}, got {coupling!r}")
+    _check_options(coupling, options)
+    if depth < 1:
+        raise ValueError(f"expected depth of at least 1, got {depth}")
+    base = StandardNormal((dim,)) if base is None else base
+    if base.shape != (dim,):
+        raise ValueError(
+            f"expected a base distribution of shape {(dim,)}, got shape {base.shape}"
+        )
+    mask = masks.half(dim) if mask is None else masks.validate(mask, (dim,))
+    n_reflections = dim - dim % 2 if n_reflections is None else n_reflections
+    layer = _COUPLINGS[coupling]
+    options |= {
+        "nn_width": nn_width,
+        "nn_depth": nn_depth,
+        "identity_init": identity_init,
+        "dtype": dtype,
+    }
+
+    def block(key: PRNGKeyArray) -> Chain:
+        rotation_key, *coupling_keys = jr.split(key, 3)
+        layers = [ActNorm((dim,), dtype=dtype)] if actnorm else []
+        if n_reflections:
+            layers.append(
+                HouseholderRotation(
+                    n_reflections, (dim,), key=rotation_key, dtype=dtype
+                )
+            )
+        for part_key, part in zip(
+            coupling_keys, (mask, masks.complement(mask)), strict=True
+        ):
+            layers.append(layer(part_key, shape=(dim,), mask=part, **options))
+        return Chain(layers)
+
+    stacked = eqx.filter_vmap(block)(jr.split(key, depth))
+    return Transformed(base, Invert(Scan(stacked)))
+
+
+def normalizing_map(
+    flow: AbstractDistribution | AbstractBijection,
+) -> AbstractBijection:
+    """The bijection that takes data to the latent space.
+
+    Args:
+        flow: A ``Transformed`` distribution, whose own bijection takes latent to data;
+            or a bijection from data to latent, which is returned as it is.
+
+    Raises:
+        ValueError: If ``flow`` is a distribution without a bijection.
+    """
+    if isinstance(flow, AbstractBijection):
+        return flow
+    if not isinstance(flow, Transformed):
+        raise ValueError(
+            f"expected a Transformed distribution or a bijection, got {type(flow)}"
+        )
+    forward = flow.bijection
+    return forward.bijection if isinstance(forward, Invert) else Invert(forward)
+
+
+def blocks(
+    flow: AbstractDistribution | AbstractBijection,
+) -> tuple[AbstractBijection, ...]:
+    """The blocks of a flow, the one next to the data first.
+
+    Args:
+        flow: A flow, or a bijection from data to latent. The elements of its outermost
+            ``Chain`` or ``Scan`` are its blocks; anything else is one block.
+
+    Returns:
+        Bijections whose composition, first to last, is the normalizing map.
+
+    Example:
+        >>> import jax.random as jr
+        >>> len(blocks(coupling_flow(jr.key(0), dim=2, depth=3)))
+        3
+    """
+    match normalizing_map(flow):
+        case Scan(bijection=stacked):
+            arrays, static = eqx.partition(stacked, eqx.is_array)
+            depth = jax.tree.leaves(arrays)[0].shape[0]
+            take = [jax.tree.map(lambda a, i=i: a[i], arrays) for i in range(depth)]
+            return tuple(eqx.combine(part, static) for part in take)
+        case Chain(bijections=bijections):
+            return bijections
+        case Invert(bijection=inner) if isinstance(inner, Scan | Chain):
+            return tuple(Invert(block) for block in reversed(blocks(inner)))
+        case whole:
+            return (whole,)
+
+
+def intermediates(
+    flow: AbstractDistribution | AbstractBijection, x: Float[Array, "..."]
+) -> Float[Array, "n_states ..."]:
+    """Where an event is after 0, 1, ... and all blocks, on its way to the latent space.
+
+    Args:
+        flow: A flow, or a bijection from data to latent.
+        x: One event; use ``jax.vmap`` for a batch.
+
+    Returns:
+        The states, shape ``(number of blocks + 1, *event shape)``: the first is ``x``.
+    """
+    bijection = normalizing_map(flow)
+    if isinstance(bijection, Scan):
+
+        def step(state: Array, block: AbstractBijection) -> tuple[Array, Array]:
+            return (after := block.transform(state)), after
+
+        _, states = _scan(step, x, bijection.bijection)
+        return jnp.concatenate([x[None], states])
+    states = [x]
+    for block in blocks(bijection):
+        states.append(block.transform(states[-1]))
+    return jnp.stack(states)
+
+
+def initialize_actnorm(flow: Transformed, x: Float[Array, "n ..."]) -> Transformed:
+    """Set every ActNorm of a flow from data, the one next to the data first.
+
+    The batch travels through the flow; each ActNorm on its way is replaced by the one
+    that gives its own input mean 0 and variance 1. Everything else stays as it is.
+
+    Args:
+        flow: A flow whose normalizing map is made of ``Chain`` and ``Scan``.
+        x: Batch of data, shape ``(n, *flow.shape)``, ``n >= 2``.
+
+    Returns:
+        The flow with its ActNorms set.
+
+    Raises:
+        ValueError: If the flow holds no ActNorm in its normalizing map, or the batch has
+            the wrong shape.
+
+    Source:
+        Salimans & Kingma (2016), section 3; Kingma & Dhariwal (2018), section 3.1.
+    """
+    bijection = normalizing_map(flow)
+    if x.ndim < 1 or x.shape[1:] != flow.shape:
+        raise ValueError(
+            f"expected a batch of events of shape {flow.shape}, got shape {x.shape}"
+        )
+    leaves = jax.tree.leaves(bijection, is_leaf=lambda a: isinstance(a, ActNorm))
+    if isinstance(bijection, Invert) or not any(isinstance(a, ActNorm) for a in leaves):
+        raise ValueError(
+            "expected a flow with ActNorm layers on its way from data to latent, got "
+            "none: build it with actnorm=True"
+        )
+    initialized, _ = _initialize(bijection, x)
+    return Transformed(flow.base_dist, Invert(initialized))
+
+
+def _initialize(
+    bijection: AbstractBijection, x: Float[Array, "n ..."]
+) -> tuple[AbstractBijection, Float[Array, "n ..."]]:
+    """The bijection with its ActNorms set from ``x``, and what it makes of ``x``."""
+    match bijection:
+        case ActNorm():
+            bijection = bijection.from_data(x)
+        case Chain(bijections=parts):
+            done = []
+            for part in parts:
+                part, x = _initialize(part, x)
+                done.append(part)
+            return Chain(done), x
+        case Scan(bijection=stacked):
+            static = eqx.filter(stacked, eqx.is_array, inverse=True)
+
+            def step(
+                x: Array, block: AbstractBijection
+            ) -> tuple[Array, AbstractBijection]:
+                block, x = _initialize(block, x)
+                return x, eqx.filter(block, eqx.is_array)
+
+            x, arrays = _scan(step, x, stacked)
+            return Scan(eqx.combine(arrays, static)), x
+    return bijection, jax.vmap(bijection.transform)(x)
+
+
+def _scan(step, init, stacked):
+    """``lax.scan`` over a module with stacked arrays; ``step`` sees whole modules."""
+    arrays, static = eqx.partition(stacked, eqx.is_array)
+    return jax.lax.scan(
+        lambda carry, part: step(carry, eqx.combine(part, static)), init, arrays
+    )
+
+
+def _check_options(kind: str, options: dict) -> None:
+    accepted = inspect.signature(_COUPLINGS[kind]).parameters.keys() - {"key", "shape"}
+    if unknown := options.keys() - accepted:
+        raise ValueError(
+            f"expected options of a {kind} coupling among {sorted(accepted)}, "
+            f"got {sorted(unknown)}"
+        )

@@ -13,6 +13,7 @@ they are stored as the texts "nan", "inf" and "-inf", and `load` turns them back
 import json
 import math
 import os
+import platform
 import re
 import subprocess
 import tempfile
@@ -83,9 +84,10 @@ def save(
         "lane": "full",
         "settings": _plain(settings),
         "tables": _plain(tables, digits=10),
-        "seconds": round(float(seconds), 1),
+        "seconds": float(f"{seconds:.4g}"),
         "device": _device(),
-        "versions": {"python": _python()} | {name: _version(name) for name in PACKAGES},
+        "versions": {"python": platform.python_version()}
+        | {name: _version(name) for name in PACKAGES},
         "commit": _commit(folder, chapter),
         "date": datetime.now(UTC).date().isoformat(),
     }
@@ -237,10 +239,6 @@ def _device() -> str:
     if device.platform == "cpu":
         return f"CPU ({os.cpu_count()} cores)"
     return f"{jax.device_count()} x {device.device_kind}"
-
-
-def _python() -> str:
-    return ".".join(str(part) for part in os.sys.version_info[:3])
 
 
 def _version(package: str) -> str:

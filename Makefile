@@ -1,0 +1,48 @@
+# `make book` and `make test` do all their own set-up: Python >= 3.11 and make are enough.
+PYTHON ?= python3
+EXTRA ?= # gpu: install JAX for CUDA
+PORT ?= 8000
+CHAPTER ?= # records of one chapter only, e.g. 07_depth_sweep
+
+RUN = .venv/bin/python
+.DEFAULT_GOAL := help
+.PHONY: help book test notebooks serve records check-pages lint format lock setup clean
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*##' Makefile | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
+
+book: notebooks ## execute what changed and build the site in _build/html
+	@$(RUN) tools/build_site.py
+
+test: lint notebooks ## lint, types, notebooks, doctests and tests
+	@$(RUN) -m pytest -n auto -q
+
+notebooks: setup ## execute the notebooks that changed since they last ran
+	@$(RUN) tools/run_notebooks.py
+
+serve: ## show the built book at http://localhost:8000 (PORT=... for another)
+	@$(PYTHON) tools/serve.py $(PORT)
+
+records: setup ## run the chapters in the full lane and write book/records (CHAPTER=... for one)
+	@$(RUN) tools/run_notebooks.py --records $(CHAPTER)
+
+check-pages: setup ## open every built page in headless Chromium, light, dark and phone
+	@$(RUN) tools/check_pages.py
+
+lint: setup ## ruff and pyright
+	@$(RUN) -m ruff check
+	@$(RUN) -m ruff format --check
+	@$(RUN) -m pyright
+
+format: setup ## let ruff tidy the code
+	@$(RUN) -m ruff check --fix
+	@$(RUN) -m ruff format
+
+lock: ## make constraints.txt and environment.yml anew from pyproject.toml (needs uv)
+	@$(PYTHON) tools/lock.py
+
+setup: ## make .venv; skipped when nothing it is made from has changed
+	@$(PYTHON) tools/bootstrap.py $(if $(EXTRA),--extra $(EXTRA))
+
+clean: ## remove what was built and executed, and keep .venv
+	rm -rf _build _notebooks

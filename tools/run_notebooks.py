@@ -1,0 +1,203 @@
+"""Execute the notebooks whose outputs are not those of the present code.
+
+This is the only place where the book's code runs: what comes out is tested, rendered
+and offered for download. A notebook that fails keeps its last good outputs out of the
+book, and is named together with its cell and its error.
+"""
+
+import argparse
+import datetime
+import os
+import queue
+import re
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import nbformat
+import notebooks as nbs
+from nbmake_one import MARK
+
+RUNNING = nbs.EXECUTED / "running"
+SECONDS_A_CELL = {"quick": 1800, "full": 6 * 3600}
+TERMINAL = sys.stdout.isatty()
+SIGN_OF_LIFE = 1 if TERMINAL else 30  # seconds
+
+
+def clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def say(text: str, *, passing: bool = False) -> None:
+    """Print a line; in a terminal the next one overwrites a passing one."""
+    if TERMINAL:
+        print(f"\r\033[K{text}", end="" if passing else "\n", flush=True)
+    else:
+        print(text, flush=True)
+
+
+def kernel_environment(lane: str) -> dict[str, str]:
+    """The environment of the kernel: ours, and none of the user's own Jupyter."""
+    ours = Path(sys.prefix) / "share" / "jupyter"
+    env = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("PYTHONPATH", "PYTHONSTARTUP", "PYTHONHOME")
+    }
+    env.update(
+        GAUSS_FLOWS_LANE=lane,
+        GAUSS_FLOWS_RECORDS=str(nbs.RECORDS),
+        JUPYTER_PATH=str(ours),
+        JUPYTER_CONFIG_DIR=str(RUNNING / "jupyter"),
+        JUPYTER_NO_CONFIG="1",
+        IPYTHONDIR=str(RUNNING / "ipython"),
+        MPLBACKEND="module://matplotlib_inline.backend_inline",
+        PYTHONUNBUFFERED="1",
+        PYDEVD_DISABLE_FILE_VALIDATION="1",
+    )
+    return env
+
+
+def line_of(source: Path, code: str) -> int:
+    """The line of the page on which a cell's code begins."""
+    text = source.read_text(encoding="utf-8")
+    return text[: max(text.find(code), 0)].count("\n") + 1
+
+
+def failure(source: Path, path: Path) -> str:
+    """Which cell failed and how, from the notebook that nbmake left."""
+    for number, cell in enumerate(nbs.code_cells(nbformat.read(path, 4)), start=1):
+        for output in cell.outputs:
+            if output.output_type == "error":
+                page = source.relative_to(nbs.ROOT)
+                where = f"{page}:{line_of(source, cell.source)}, code cell {number}"
+                return f"{where}: {output.ename}: {output.evalue}"
+    return f"{source.relative_to(nbs.ROOT)}: stopped (see above)"
+
+
+def run(source: Path, place: str, lane: str) -> tuple[Path, float, str]:
+    """Execute one notebook; its path, the seconds it took, and the error if any."""
+    path = RUNNING / f"{source.stem}.ipynb"
+    nbs.write(nbs.export(source), path)
+    started = time.monotonic()
+    process = subprocess.Popen(
+        [sys.executable, Path(__file__).with_name("nbmake_one.py"), path]
+        + [str(SECONDS_A_CELL[lane])],
+        cwd=nbs.ROOT,
+        env=kernel_environment(lane),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    lines: queue.Queue[str | None] = queue.Queue()
+
+    def read() -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.put(line)
+        lines.put(None)
+
+    threading.Thread(target=read, daemon=True).start()
+    log, cell, line, due = [], "starting", "", started + SIGN_OF_LIFE
+    while line is not None:
+        try:
+            line = lines.get(timeout=max(0.05, due - time.monotonic()))
+        except queue.Empty:
+            line = ""
+        if line and (mark := re.search(rf"{MARK} (\d+) (\d+)", line)):
+            cell = f"cell {mark[1]} of {mark[2]}"
+        elif line:
+            log.append(line)
+        if time.monotonic() >= due:
+            spent = clock(time.monotonic() - started)
+            say(f"{place} {source.stem}: {cell}, {spent}", passing=True)
+            due = time.monotonic() + SIGN_OF_LIFE
+    seconds = time.monotonic() - started
+    if process.wait() == 0:
+        return path, seconds, ""
+    say("".join(log).rstrip())
+    return path, seconds, failure(source, path)
+
+
+def refresh(source: Path, setting: dict[str, str]) -> bool:
+    """Whether the executed notebook is up to date; new prose is taken over."""
+    ran = nbs.read_executed(source)
+    about = ran and ran.metadata.get("gauss_flows", {})
+    if not about or about.get("fingerprint") != nbs.fingerprint(source, setting):
+        return False
+    present = nbs.with_outputs(source, ran)
+    if present != ran:
+        nbs.write(present, nbs.executed_path(source))
+    return True
+
+
+def keep(source: Path, path: Path, setting: dict[str, str], seconds: float) -> None:
+    """Make a run that went well the book's own."""
+    notebook = nbs.with_outputs(source, nbformat.read(path, 4))
+    notebook.metadata["gauss_flows"] = {
+        **setting,
+        "seconds": round(seconds, 1),
+        "date": datetime.date.today().isoformat(),
+        "fingerprint": nbs.fingerprint(source, setting),
+    }
+    nbs.write(notebook, nbs.executed_path(source))
+    path.unlink()
+
+
+def forget_removed(sources: list[Path]) -> None:
+    """Drop executed notebooks whose page is no longer in the table of contents."""
+    wanted = {nbs.executed_path(source) for source in sources}
+    for path in (nbs.EXECUTED / "book").glob("*.ipynb"):
+        if path not in wanted:
+            path.unlink()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--records",
+        action="store_true",
+        help="run in the full lane for book/records, and leave the book as it is",
+    )
+    parser.add_argument("chapters", nargs="*", help="such as 07_depth_sweep; all")
+    options = parser.parse_args()
+    if options.records:
+        os.environ["GAUSS_FLOWS_LANE"] = "full"
+    sources = nbs.sources()
+    if unknown := set(options.chapters) - {source.stem for source in sources}:
+        sys.exit(f"no such chapter: {', '.join(sorted(unknown))}")
+    setting = nbs.environment()
+    if options.records:
+        todo = [s for s in sources if s.stem in options.chapters or not options.chapters]
+    else:
+        forget_removed(sources)
+        todo = [source for source in sources if not refresh(source, setting)]
+    fresh = f"{len(sources) - len(todo)} of {len(sources)} up to date"
+    say(f"notebooks: {setting['lane']} lane on {setting['device']}; {fresh}")
+
+    failures = []
+    for i, source in enumerate(todo):
+        place = f"[{i + 1}/{len(todo)}]"
+        say(f"{place} {source.stem}: starting", passing=True)
+        path, seconds, error = run(source, place, setting["lane"])
+        left = f"{len(todo) - i - 1} left"
+        if error:
+            failures.append(error)
+            # what the failed code once gave must not stay in the book
+            nbs.executed_path(source).unlink(missing_ok=True)
+            say(f"{place} {source.stem}: FAILED after {clock(seconds)}; {left}")
+            continue
+        if not options.records:
+            keep(source, path, setting, seconds)
+        say(f"{place} {source.stem}: done in {clock(seconds)}; {left}")
+    for error in failures:
+        say(f"FAILED {error}")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+"""Checks of arguments: each error says what was expected and what came."""
+
+import math
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+
+def at_least_one(**values: Any) -> None:
+    """Raise ``ValueError`` unless each value is an integer of at least 1."""
+    for name, value in values.items():
+        is_int = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        if not is_int or value < 1:
+            raise ValueError(f"expected {name} to be an integer >= 1, got {value!r}")
+
+
+def positive(**values: Any) -> None:
+    """Raise ``ValueError`` unless each value is a finite number above 0."""
+    for name, value in values.items():
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"expected {name} to be finite and > 0, got {value!r}")
+
+
+def dtype_of(tree: Any) -> Any:
+    """The dtype of the inexact arrays of ``tree``; None if it has none."""
+    leaves = jax.tree.leaves(eqx.filter(tree, eqx.is_inexact_array))
+    return jnp.result_type(*leaves) if leaves else None
+
+
+def rows(name: str, x: Any, flow: Any) -> Array:
+    """Return ``x`` as an array of events of ``flow``, or raise ``ValueError``.
+
+    Where ``flow`` has a ``shape`` the rows must have it; where it has inexact arrays
+    ``x`` must have their dtype: it is never cast, as that would hide a precision lost.
+    """
+    x = jnp.asarray(x)
+    shape = getattr(flow, "shape", None)
+    if x.ndim == 0 or (shape is not None and x.shape[1:] != tuple(shape)):
+        sizes = "".join(f", {size}" for size in shape) if shape is not None else ", ..."
+        raise ValueError(f"expected {name} of shape (n{sizes}), got {x.shape}")
+    if x.size == 0:
+        raise ValueError(f"expected {name} to hold at least one row, got {x.shape}")
+    expected = dtype_of(flow) or x.dtype
+    if not jnp.issubdtype(x.dtype, jnp.inexact) or x.dtype != expected:
+        raise ValueError(
+            f"expected {name} of the flow's dtype {expected}, got {x.dtype}; "
+            "convert one of them"
+        )
+    bad = ~jnp.isfinite(x).reshape(len(x), -1).all(axis=1)
+    if bad.any():
+        row = int(bad.argmax())
+        raise ValueError(
+            f"expected {name} to be finite, got NaN or inf in {int(bad.sum())} of "
+            f"{len(x)} rows, the first in row {row}: {np.asarray(x[row]).ravel()[:8]}"
+        )
+    return x

@@ -1,7 +1,7 @@
 """Coupling normalizing flows, deep ones: build, train and probe them.
 
-Built on flowjax: every layer is an ``AbstractBijection`` of a single event, every flow a
-``Transformed`` distribution; batches go through ``jax.vmap``.
+Built on flowjax: every layer is an ``AbstractBijection`` of a single event, every flow
+a ``Transformed`` distribution; batches go through ``jax.vmap``.
 """
 
 from . import (

@@ -70,11 +70,11 @@ class ActNorm(AbstractBijection):
         new = tuple(a.astype(self.shift.dtype) for a in new)
         return eqx.tree_at(lambda layer: (layer.log_scale, layer.shift), self, new)
 
-    def transform_and_log_det(self, x, condition=None):
+    def transform_and_log_det(self, x: Array, condition: Array | None = None):
         """Scale and shift each channel."""
         return x * jnp.exp(self.log_scale) + self.shift, self._log_det()
 
-    def inverse_and_log_det(self, y, condition=None):
+    def inverse_and_log_det(self, y: Array, condition: Array | None = None):
         """Undo the scale and shift of each channel."""
         return (y - self.shift) * jnp.exp(-self.log_scale), -self._log_det()
 

@@ -59,7 +59,7 @@ class AbstractCoupling(AbstractBijection):
         mask[list(self.active)] = True
         return mask.reshape(self.shape)
 
-    def transform_and_log_det(self, x, condition=None):
+    def transform_and_log_det(self, x: Array, condition: Array | None = None):
         """Transform the active part given the passive part.
 
         Args:
@@ -71,7 +71,7 @@ class AbstractCoupling(AbstractBijection):
         """
         return self._apply(self._forward, x)
 
-    def inverse_and_log_det(self, y, condition=None):
+    def inverse_and_log_det(self, y: Array, condition: Array | None = None):
         """Undo the transformation; the passive part is the same on both sides.
 
         Args:
@@ -96,10 +96,10 @@ class AbstractCoupling(AbstractBijection):
 class AffineCoupling(AbstractCoupling):
     r"""Affine coupling: :math:`y = x\, s + t` on the active part.
 
-    Scale :math:`s > 0` and shift :math:`t` are functions of the passive part. By default
-    :math:`s = \operatorname{softplus}(r + r_1)` with :math:`r` the network's output and
-    :math:`r_1` such that :math:`r = 0` gives 1, as in flowjax: the scale grows at most
-    linearly in :math:`r`. With ``log_scale_bound`` :math:`B` it is
+    Scale :math:`s > 0` and shift :math:`t` are functions of the passive part. By
+    default :math:`s = \operatorname{softplus}(r + r_1)` with :math:`r` the network's
+    output and :math:`r_1` such that :math:`r = 0` gives 1, as in flowjax: the scale
+    grows at most linearly in :math:`r`. With ``log_scale_bound`` :math:`B` it is
     :math:`s = e^{B \tanh(r / B)}`, which never leaves :math:`(e^{-B}, e^{B})`.
 
     Cost per event: one pass of the conditioner, forward and inverse alike.
@@ -325,7 +325,7 @@ def _conditioner(
     identity_init: bool,
     dtype: DTypeLike | None,
 ) -> eqx.nn.MLP:
-    """The network from the passive part to the parameters of every active coordinate."""
+    """The network from the passive part to the parameters of the active one."""
     if width < 1 or depth < 0:
         raise ValueError(
             f"expected nn_width >= 1 and nn_depth >= 0, got {width} and {depth}"

@@ -18,8 +18,8 @@ class HouseholderRotation(AbstractBijection):
     value is exactly 1, and the inverse applies the rows backwards. As many reflections
     as there are coordinates reach every rotation; two turn one plane.
 
-    Only the direction of a row matters. Two equal rows in succession cancel: that is how
-    the layer starts, at the identity, when it is given no key.
+    Only the direction of a row matters. Two equal rows in succession cancel: that is
+    how the layer starts, at the identity, when it is given no key.
 
     Cost: ``2 * n_reflections * dim`` multiplications, forward and inverse.
 
@@ -63,11 +63,11 @@ class HouseholderRotation(AbstractBijection):
         else:
             self.params = jr.normal(key, (n_reflections, *shape), dtype or float)
 
-    def transform_and_log_det(self, x, condition=None):
+    def transform_and_log_det(self, x: Array, condition: Array | None = None):
         """Rotate ``x``; the log-determinant is 0."""
         return _reflect(x, self.params), jnp.zeros((), x.dtype)
 
-    def inverse_and_log_det(self, y, condition=None):
+    def inverse_and_log_det(self, y: Array, condition: Array | None = None):
         """Rotate ``y`` back; the log-determinant is 0."""
         return _reflect(y, self.params[::-1]), jnp.zeros((), y.dtype)
 

@@ -9,8 +9,8 @@ Names follow RealNVP (Dinh, Sohl-Dickstein & Bengio 2017, section 3.4) where it 
 """
 
 import numpy as np
-from jaxtyping import Bool, PRNGKeyArray
 from jax import random as jr
+from jaxtyping import Bool, PRNGKeyArray
 
 Mask = Bool[np.ndarray, "..."]
 

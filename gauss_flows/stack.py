@@ -1,14 +1,15 @@
 """Deep coupling flows: one block, repeated over depth and compiled once.
 
 A flow here is a ``flowjax.distributions.Transformed`` whose bijection is
-``Invert(normalizing map)``: the map takes data to the latent space, which is the fast
-direction when a flow is trained on samples. The map is a ``flowjax.bijections.Scan`` over
-blocks with stacked parameters, so that compilation costs one block whatever the depth.
+``Invert(normalizing map)``: the map takes data to the latent space, the direction that
+training on samples uses. The map is a ``flowjax.bijections.Scan`` over blocks with
+stacked parameters, so that compilation costs one block whatever the depth.
 
 :func:`normalizing_map`, :func:`blocks` and :func:`intermediates` take such flows apart,
 and any other flow made of flowjax's ``Chain``, ``Scan`` and ``Invert``.
 """
 
+import functools
 import inspect
 from typing import Literal
 
@@ -19,6 +20,7 @@ import jax.random as jr
 from flowjax.bijections import AbstractBijection, Chain, Invert, Scan
 from flowjax.distributions import AbstractDistribution, StandardNormal, Transformed
 from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
+from paramax import AbstractUnwrappable
 
 from . import masks
 from .actnorm import ActNorm
@@ -50,14 +52,14 @@ def coupling_flow(
     nn_depth: int = 2,
     identity_init: bool = False,
     dtype: DTypeLike | None = None,
-    **options: float | int | None,
+    **options: float | None,
 ) -> Transformed:
     r"""A stack of coupling blocks over a base distribution.
 
-    Each block is [ActNorm,] rotation, coupling, coupling with the complementary mask: one
-    block transforms every coordinate once. In two dimensions, with
-    ``base=Normal(jnp.zeros(2))``, this is block for block and number for number the stack
-    [ActNorm,] rotation, coupling, flip, coupling, flip that a key splits into.
+    Each block is [ActNorm,] rotation, coupling, coupling with the complementary mask:
+    one block transforms every coordinate once. In two dimensions, and with
+    ``base=Normal(jnp.zeros(2))``, it is number for number the stack of blocks
+    [ActNorm,] rotation, coupling, flip, coupling, flip drawn from the same keys.
 
     Cost: compilation is that of one block; time and memory of a training step grow
     linearly in ``depth``.
@@ -69,12 +71,12 @@ def coupling_flow(
         depth: Number of blocks, at least 1; a block has two couplings.
         coupling: Kind of coupling: ``"affine"``, ``"additive"`` or ``"spline"``.
         n_reflections: Householder reflections in a block's rotation, drawn at random;
-            0 leaves the rotation out. The default, ``dim`` rounded down to even, reaches
-            a rotation of all coordinates.
+            0 leaves the rotation out. The default, ``dim`` rounded down to even,
+            turns all coordinates.
         actnorm: Put an :class:`~gauss_flows.ActNorm` in front of each block, at the
             identity; set it from data with :func:`initialize_actnorm`.
-        base: Base distribution of shape ``(dim,)``; the standard normal by default, with
-            nothing to train in it.
+        base: Base distribution of shape ``(dim,)``; the standard normal by default,
+            with nothing to train in it.
         mask: Mask of each block's first coupling; ``masks.half(dim)`` by default.
         nn_width: Width of the conditioners' hidden layers.
         nn_depth: Number of their hidden layers.
@@ -107,17 +109,21 @@ def coupling_flow(
         )
     mask = masks.half(dim) if mask is None else masks.validate(mask, (dim,))
     n_reflections = dim - dim % 2 if n_reflections is None else n_reflections
-    layer = _COUPLINGS[coupling]
-    options |= {
-        "nn_width": nn_width,
-        "nn_depth": nn_depth,
-        "identity_init": identity_init,
-        "dtype": dtype,
-    }
+    layer = functools.partial(
+        _COUPLINGS[coupling],
+        shape=(dim,),
+        nn_width=nn_width,
+        nn_depth=nn_depth,
+        identity_init=identity_init,
+        dtype=dtype,
+        **options,
+    )
 
     def block(key: PRNGKeyArray) -> Chain:
         rotation_key, *coupling_keys = jr.split(key, 3)
-        layers = [ActNorm((dim,), dtype=dtype)] if actnorm else []
+        layers: list[AbstractBijection] = (
+            [ActNorm((dim,), dtype=dtype)] if actnorm else []
+        )
         if n_reflections:
             layers.append(
                 HouseholderRotation(
@@ -127,7 +133,7 @@ def coupling_flow(
         for part_key, part in zip(
             coupling_keys, (mask, masks.complement(mask)), strict=True
         ):
-            layers.append(layer(part_key, shape=(dim,), mask=part, **options))
+            layers.append(layer(part_key, mask=part))
         return Chain(layers)
 
     stacked = eqx.filter_vmap(block)(jr.split(key, depth))
@@ -180,7 +186,7 @@ def blocks(
             take = [jax.tree.map(lambda a, i=i: a[i], arrays) for i in range(depth)]
             return tuple(eqx.combine(part, static) for part in take)
         case Chain(bijections=bijections):
-            return bijections
+            return tuple(_unfreeze(part) for part in bijections)
         case Invert(bijection=inner) if isinstance(inner, Scan | Chain):
             return tuple(Invert(block) for block in reversed(blocks(inner)))
         case whole:
@@ -227,8 +233,8 @@ def initialize_actnorm(flow: Transformed, x: Float[Array, "n ..."]) -> Transform
         The flow with its ActNorms set.
 
     Raises:
-        ValueError: If the flow holds no ActNorm in its normalizing map, or the batch has
-            the wrong shape.
+        ValueError: If the flow holds no ActNorm in its normalizing map, or the batch
+            has the wrong shape.
 
     Source:
         Salimans & Kingma (2016), section 3; Kingma & Dhariwal (2018), section 3.1.
@@ -258,7 +264,7 @@ def _initialize(
         case Chain(bijections=parts):
             done = []
             for part in parts:
-                part, x = _initialize(part, x)
+                part, x = _initialize(_unfreeze(part), x)
                 done.append(part)
             return Chain(done), x
         case Scan(bijection=stacked):
@@ -273,6 +279,12 @@ def _initialize(
             x, arrays = _scan(step, x, stacked)
             return Scan(eqx.combine(arrays, static)), x
     return bijection, jax.vmap(bijection.transform)(x)
+
+
+def _unfreeze(
+    part: AbstractBijection | AbstractUnwrappable[AbstractBijection],
+) -> AbstractBijection:
+    return part.unwrap() if isinstance(part, AbstractUnwrappable) else part
 
 
 def _scan(step, init, stacked):

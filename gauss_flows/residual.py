@@ -4,11 +4,9 @@ If ``g`` is a contraction, ``||g(a) - g(b)|| <= L ||a - b||`` with ``L < 1``, th
 ``T`` is invertible and ``x <- y - g(x)`` converges to the preimage of ``y``. The
 condition is sufficient, not necessary: ``g(x) = 2x`` gives an invertible map too.
 
-All functions take a single event of any shape; batch with `jax.vmap`. Norms are
-Euclidean norms of the whole event.
-
-Source: Behrmann et al., "Invertible Residual Networks", ICML 2019, Theorem 1 and
-Algorithm 1.
+Everything takes a single event of any shape (batch with :func:`jax.vmap`); norms are
+Euclidean norms of the whole event. Source: Behrmann et al. (2019), "Invertible
+Residual Networks", Theorem 1 and Algorithm 1.
 """
 
 import math
@@ -22,7 +20,8 @@ import optimistix as optx
 import paramax
 from flowjax.bijections import AbstractBijection
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jax.core import Tracer
+from jaxtyping import Array, Bool, DTypeLike, Float, Int, PRNGKeyArray
 
 # In units of eps * scale: a residual below _FLOOR is as good as zero, one above _CLEAR
 # is known to 1 %; the rounding of x + g(x) - y counts _ROUNDING in the error bound.
@@ -30,20 +29,19 @@ _FLOOR, _CLEAR, _ROUNDING = 16, 200, 4
 
 
 class BanachResult(eqx.Module):
-    """What `banach_inverse` found, and how far it can be trusted.
+    """What :func:`banach_inverse` found, and how far it can be trusted.
 
     Attributes:
         x: The inverse, of the shape of ``y``. The only differentiable field.
         steps: Number of iterations taken.
         residual: ``||x + g(x) - y||`` at the returned ``x``.
-        error_bound: A-posteriori bound on ``||x - x*||``: residual and its rounding,
-            over ``1 - lipschitz``. Infinite where no Lipschitz bound was given:
-            nothing is then known.
+        error_bound: A-posteriori bound on the distance from ``x`` to the exact inverse:
+            the residual and its rounding, over ``1 - lipschitz``. Infinite where no
+            Lipschitz bound was given: nothing is known then.
         rate: Largest ratio of successive residuals seen, a lower bound on the
-            Lipschitz constant of ``g``; nan after fewer than two residuals that
-            stand clear of rounding.
-        converged: Whether the stopping rule was met, and the declared Lipschitz
-            bound not contradicted by ``rate``.
+            Lipschitz constant of ``g``; nan if fewer than two stood clear of rounding.
+        converged: Whether the stopping rule was met, and the declared Lipschitz bound
+            not contradicted by ``rate``.
     """
 
     x: Float[Array, "..."]
@@ -76,12 +74,11 @@ class _BanachIteration(optx.AbstractFixedPointSolver):
         del options, tags
         _, target = args
         new, aux = fn(y, args)
-        residual = self.norm(new - y)  # x + g(x) - target, up to its sign
+        residual = self.norm(new - y)  # x + g(x) - target at x = y, up to its sign
         scale = _scale(new, target)
         clear = residual > _CLEAR * jnp.finfo(y.dtype).eps * scale
-        ratio = jnp.where(
-            clear & jnp.isfinite(state.residual), residual / state.residual, jnp.nan
-        )
+        clear &= jnp.isfinite(state.residual)
+        ratio = jnp.where(clear, residual / state.residual, jnp.nan)
         return new, _BanachState(residual, scale, jnp.fmax(state.rate, ratio)), aux
 
     def terminate(self, fn, y, args, options, state, tags):
@@ -105,43 +102,38 @@ def banach_inverse(
 ) -> BanachResult:
     """Solve ``x + g(x) = y`` for ``x`` by iterating ``x <- y - g(x)`` from ``x = y``.
 
-    The derivative of ``x`` with respect to ``y`` and to all that ``g`` holds comes
-    from the implicit function theorem: its memory does not depend on the number of
-    steps. It solves one dense linear system, O(d^3) for events of d entries.
+    The derivative of ``x`` with respect to ``y`` and all that ``g`` holds is that of
+    the implicit function theorem: its memory does not depend on the number of steps.
+    It solves one dense linear system, O(d^3) for an event of d entries.
 
-    The cost is one evaluation of ``g`` a step, and at most ``log(eps) / log(L)``
-    steps: many as L approaches 1, where a Newton method is the better choice.
+    Cost: one evaluation of ``g`` a step, about ``log(eps) / log(lipschitz)`` steps at
+    most. That is many where ``lipschitz`` is near 1: prefer a Newton method there.
 
     Args:
-        g: Map from events to events of the same shape and dtype; a function or an
-            `equinox.Module` (parameters wrapped by paramax are unwrapped).
-        y: The point to invert, a single event of any shape.
+        g: Map from events to events of the same shape and dtype, a function or an
+            :class:`equinox.Module`.
+        y: The event to invert.
         lipschitz: A bound in [0, 1) on the Lipschitz constant of ``g``, if one is
-            known. Without it the iteration may still converge, but no error bound
-            can be given.
-        tolerance: Largest ``error_bound`` (largest residual, if ``lipschitz`` is
-            None) to stop at, in the units of ``y``. By default the iteration goes on
-            down to the rounding of the dtype.
-        max_steps: Most steps to take. By default as many as always suffice for the
-            given ``lipschitz`` (at most 100,000), or 1,000 if that is None.
-        throw: Whether to raise if the iteration did not converge. If False, look at
-            the field ``converged``.
-
-    Returns:
-        The inverse with its number of steps, residual and error bound.
+            known. Without it the iteration may well converge, with no error bound.
+        tolerance: Stop at this ``error_bound`` (at this residual if ``lipschitz`` is
+            None), in the units of ``y``. By default go on to the rounding of the dtype.
+        max_steps: Most steps to take. By default as many as always suffice for
+            ``lipschitz`` (at most 100,000), and 1,000 if that is None.
+        throw: Raise if the iteration did not converge; otherwise see ``converged``.
 
     Raises:
         ValueError: If ``lipschitz`` is not in [0, 1), ``tolerance`` not positive,
             ``max_steps`` below 1, or ``g`` changes shape or dtype.
-        RuntimeError: If ``throw`` and the iteration did not converge, or its steps
-            shrank by less than ``lipschitz`` promises. Outside of jit and vmap the
-            message states residual, steps and rate.
+        RuntimeError: If ``throw`` and the iteration did not converge, or showed that
+            the declared ``lipschitz`` is too small. States residual, steps and rate;
+            under jit or vmap (``EquinoxRuntimeError``) it can only say where they are.
     """
-    lipschitz = None if lipschitz is None else _check_lipschitz(lipschitz)
+    if lipschitz is not None:
+        lipschitz = _check_lipschitz(lipschitz)
     if tolerance is not None and not 0 < tolerance < math.inf:
-        raise ValueError(f"expected a positive, finite tolerance; got {tolerance}")
+        raise ValueError(f"expected a positive, finite tolerance, got {tolerance}")
     if max_steps is not None and max_steps < 1:
-        raise ValueError(f"expected max_steps of at least 1; got {max_steps}")
+        raise ValueError(f"expected max_steps of at least 1, got {max_steps}")
     g, y = paramax.unwrap(g), jnp.asarray(y)
     _check_event(g, y)
     eps = float(jnp.finfo(y.dtype).eps)
@@ -153,72 +145,75 @@ def banach_inverse(
         solver = _BanachIteration(rtol=-rounding, atol=tolerance * gap)
     if max_steps is None:
         max_steps = _sufficient_steps(lipschitz, eps)
+    # "highest", here and below: a GPU may round float32 products to 10 bits
     with jax.default_matmul_precision("highest"):
         solution = optx.fixed_point(
             _banach_step, solver, y, (g, y), max_steps=max_steps, throw=False
         )
-        at, target = lax.stop_gradient((solution.value, y))
-        residual = jnp.linalg.norm(jnp.ravel(at + lax.stop_gradient(g(at)) - target))
-    rounding = _ROUNDING * eps * _scale(at, target)
+        x, target = lax.stop_gradient((solution.value, y))
+        residual = jnp.linalg.norm(jnp.ravel(x + lax.stop_gradient(g(x)) - target))
+    error_bound = (residual + _ROUNDING * eps * _scale(x, target)) / gap
     rate = lax.stop_gradient(solution.state.rate)
     converged = solution.result == optx.RESULTS.successful
-    if lipschitz is not None:  # 5 % for the rounding of two residuals
-        converged &= ~(rate > 1.05 * lipschitz)
-    result = BanachResult(
-        x=solution.value,
-        steps=jnp.asarray(solution.stats["num_steps"], jnp.int32),
-        residual=residual,
-        error_bound=(
-            jnp.full_like(residual, jnp.inf)
-            if lipschitz is None
-            else (residual + rounding) / gap
-        ),
-        rate=rate,
-        converged=converged,
-    )
+    if lipschitz is None:
+        error_bound = jnp.full_like(residual, jnp.inf)
+    else:
+        converged &= ~(rate > 1.05 * lipschitz)  # 5 % for the rounding of residuals
+    steps = jnp.asarray(solution.stats["num_steps"], jnp.int32)
+    result = BanachResult(solution.value, steps, residual, error_bound, rate, converged)
     return _raise_unless_converged(result, lipschitz) if throw else result
 
 
 def banach_iterates(
     g: Callable[[Array], Array], y: Float[Array, "*event"], n: int
 ) -> Float[Array, "iterates *event"]:
-    """Return ``y`` and the first ``n`` iterates of ``x <- y - g(x)``.
+    """``y`` and the first ``n`` iterates of ``x <- y - g(x)``, shape ``(n + 1, ...)``.
 
-    For looking at the iteration; to invert, use `banach_inverse`.
+    For looking at the iteration; to invert, use :func:`banach_inverse`.
 
     Args:
         g: Map from events to events of the same shape and dtype.
-        y: The point to invert, also the start.
+        y: The event to invert, also the start.
         n: Number of steps.
-
-    Returns:
-        The iterates, of shape ``(n + 1, *y.shape)``.
 
     Raises:
         ValueError: If ``n`` is negative, or ``g`` changes shape or dtype.
     """
     if n < 0:
-        raise ValueError(f"expected a number of steps of at least 0; got {n}")
+        raise ValueError(f"expected a number of steps of at least 0, got {n}")
     g, y = paramax.unwrap(g), jnp.asarray(y)
     _check_event(g, y)
+
+    def step(x, _):
+        x = y - g(x)
+        return x, x
+
     with jax.default_matmul_precision("highest"):
-        _, xs = lax.scan(lambda x, _: (y - g(x),) * 2, y, length=n)
+        _, xs = lax.scan(step, y, length=n)
     return jnp.concatenate([y[None], xs])
 
 
 class ResidualMap(AbstractBijection):
     """The residual map ``T(x) = x + g(x)`` of a contraction ``g``.
 
-    The log-determinant is exact: the Jacobian is formed and factorised, at
-    d evaluations of the derivative of ``g`` and O(d^3). Use it where d is small.
+    ``T`` stretches by factors between ``1 - lipschitz`` and ``1 + lipschitz``, so its
+    condition number is at most their ratio. The inverse is :func:`banach_inverse`. It
+    raises where the iteration shows that the declared bound is too small.
 
-    The inverse is `banach_inverse`, with its implicit gradient, and raises if the
-    iteration shows that ``g`` is no contraction with the declared bound.
+    Cost: the log-determinant is exact, O(d^3) for an event of d entries and d
+    derivatives of ``g``, in both directions. Not for large d.
 
-    ``T`` stretches by a factor between ``1 - lipschitz`` and ``1 + lipschitz``, so
-    its condition number is at most ``(1 + lipschitz) / (1 - lipschitz)``.
+    Args:
+        g: Map from events to events of the same shape and dtype.
+        shape: Event shape.
+        lipschitz: A bound in [0, 1) on the Lipschitz constant of ``g``. It is declared,
+            not enforced: training ``g`` may break it.
 
-    Source: Behrmann et al., "Invertible Residual Networks", ICML 2019, Theorem 1.
+    Raises:
+        ValueError: If ``lipschitz`` is not in [0, 1), or ``g`` changes the shape.
+
+    Source:
+        Behrmann et al. (2019), "Invertible Residual Networks", Theorem 1.
     """
 
     g: Callable[[Array], Array]
@@ -233,31 +228,19 @@ class ResidualMap(AbstractBijection):
         shape: tuple[int, ...],
         lipschitz: float,
     ):
-        """Wrap a contraction.
-
-        Args:
-            g: Map from events to events of the same shape and dtype.
-            shape: Shape of an event.
-            lipschitz: A bound in [0, 1) on the Lipschitz constant of ``g``. It is
-                declared, not checked: training ``g`` may break it.
-
-        Raises:
-            ValueError: If ``lipschitz`` is not in [0, 1), or ``g`` changes the shape.
-        """
         self.g, self.shape = g, tuple(shape)
         self.lipschitz = _check_lipschitz(lipschitz)
         _check_event(paramax.unwrap(g), jnp.zeros(self.shape), dtype=False)
 
     def transform_and_log_det(self, x, condition=None):
-        """Return ``x + g(x)`` and ``log |det (I + J_g(x))|``."""
-        del condition
+        """``x + g(x)`` and ``log |det (I + J_g(x))|``."""
+        x = jnp.asarray(x)
         with jax.default_matmul_precision("highest"):
             return x + self.g(x), _log_det(self.g, x)
 
     def inverse_and_log_det(self, y, condition=None):
-        """Return the solution ``x`` of ``x + g(x) = y`` and minus the log-det at x."""
-        del condition
-        x = banach_inverse(self.g, y, lipschitz=self.lipschitz).x
+        """The solution of ``x + g(x) = y``, and minus the log-determinant there."""
+        x = banach_inverse(self.g, jnp.asarray(y), lipschitz=self.lipschitz).x
         with jax.default_matmul_precision("highest"):
             return x, -_log_det(self.g, x)
 
@@ -270,43 +253,39 @@ def contraction_mlp(
     depth: int,
     lipschitz: float,
     activation: Callable[[Array], Array] = jnp.tanh,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
 ) -> eqx.nn.MLP:
-    """Draw a network whose spectral norms multiply to ``lipschitz``.
+    """A network ``(dim,) -> (dim,)`` whose spectral norms multiply to ``lipschitz``.
 
-    Each weight matrix is divided by its largest singular value (from an exact SVD)
-    and multiplied by ``lipschitz ** (1 / (depth + 1))``. With a 1-Lipschitz
-    activation the product bounds the Lipschitz constant of the network; that
-    constant itself is smaller. The norms are set once: training moves them.
+    Each weight matrix is divided by its largest singular value, from an exact SVD, and
+    multiplied by ``lipschitz ** (1 / (depth + 1))``. With a 1-Lipschitz activation the
+    product bounds the Lipschitz constant, which is itself smaller. The norms are set
+    once: training moves them.
 
     Args:
-        key: Key of the initial weights, those of `equinox.nn.MLP`.
+        key: Of the initial weights, which are those of :class:`equinox.nn.MLP`.
         dim: Size of input and output.
         width: Size of each hidden layer.
         depth: Number of hidden layers.
         lipschitz: Product of the spectral norms, in [0, 1).
-        activation: Elementwise and 1-Lipschitz: tanh and relu are, silu and gelu are
-            not (slopes up to 1.10 and 1.13).
-        dtype: Of the weights; by default JAX's default float.
-
-    Returns:
-        The network, a map from ``(dim,)`` to ``(dim,)``.
+        activation: Elementwise and 1-Lipschitz: tanh and relu are; silu and gelu are
+            not, with slopes up to 1.10 and 1.13.
+        dtype: Floating dtype of the parameters; JAX's default by default.
 
     Raises:
-        ValueError: If ``lipschitz`` is not in [0, 1), a size is not positive, or the
-            activation is steeper than 1 somewhere on a grid over [-10, 10].
+        ValueError: If ``lipschitz`` is not in [0, 1), a size is below 1, ``depth`` is
+            negative, or the activation is steeper than 1 on a grid over [-10, 10].
     """
     lipschitz = _check_lipschitz(lipschitz)
     if min(dim, width) < 1 or depth < 0:
         raise ValueError(
-            "expected dim and width of at least 1 and depth of at least 0; "
+            "expected dim and width of at least 1 and depth of at least 0, "
             f"got dim={dim}, width={width}, depth={depth}"
         )
-    slopes = jnp.abs(jax.vmap(jax.grad(activation))(jnp.linspace(-10, 10, 401)))
-    if not jnp.max(slopes) <= 1.001:
+    slope = jnp.max(jnp.abs(jax.vmap(jax.grad(activation))(jnp.linspace(-10, 10, 401))))
+    if not slope <= 1.001:
         raise ValueError(
-            "expected a 1-Lipschitz activation; "
-            f"got one of slope {float(jnp.max(slopes)):.3f}"
+            f"expected a 1-Lipschitz activation, got one of slope {float(slope):.3f}"
         )
     mlp = eqx.nn.MLP(dim, dim, width, depth, activation, dtype=dtype, key=key)
     norm = lipschitz ** (1 / (depth + 1))
@@ -343,37 +322,36 @@ def _sufficient_steps(lipschitz: float | None, eps: float) -> int:
 def _check_lipschitz(lipschitz: float) -> float:
     if not 0 <= lipschitz < 1:
         raise ValueError(
-            f"expected a contraction, a Lipschitz bound in [0, 1); got {lipschitz}"
+            f"expected a contraction, a Lipschitz bound in [0, 1), got {lipschitz}"
         )
     return float(lipschitz)
 
 
 def _check_event(g, x, *, dtype: bool = True) -> None:
     if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"expected an event of floating dtype; got {x.dtype}")
+        raise ValueError(f"expected an event of floating dtype, got {x.dtype}")
     out = jax.eval_shape(lambda x: x + g(x), x)
     if out.shape != x.shape or (dtype and out.dtype != x.dtype):
         raise ValueError(
-            f"expected g to map shape {x.shape}, {x.dtype} to the same; "
-            f"got {out.shape}, {out.dtype}"
+            f"expected g to keep shape {x.shape} and {x.dtype}, "
+            f"got {out.shape} and {out.dtype}"
         )
 
 
 def _raise_unless_converged(result: BanachResult, lipschitz: float | None):
-    promise = "unknown" if lipschitz is None else f"{lipschitz:g}"
-    if not isinstance(result.converged, jax.core.Tracer):
-        if result.converged:
-            return result
-        raise RuntimeError(
-            f"expected the Banach iteration to converge; got residual "
-            f"{float(result.residual):.3g} after {int(result.steps)} steps, which "
-            f"shrank by {float(result.rate):.3g} at worst (declared Lipschitz bound: "
-            f"{promise})"
+    declared = "none" if lipschitz is None else f"{lipschitz:g}"
+    expected = f"expected Banach's iteration to converge (declared bound: {declared}), "
+    if isinstance(result.converged, Tracer):
+        return eqx.error_if(
+            result,
+            ~result.converged,
+            f"{expected}got otherwise; banach_inverse(..., throw=False) returns the "
+            "residual, the steps and the rate",
         )
-    return eqx.error_if(
-        result,
-        ~result.converged,
-        "expected the Banach iteration to converge (declared Lipschitz bound: "
-        f"{promise}); call banach_inverse with throw=False and read residual, steps "
-        "and rate, or call it outside of jit and vmap, to see what came",
-    )
+    if not result.converged:
+        raise RuntimeError(
+            f"{expected}got a residual of {float(result.residual):.3g} after "
+            f"{int(result.steps)} steps; the estimated Lipschitz constant, the largest "
+            f"ratio of successive residuals, is {float(result.rate):.3g}"
+        )
+    return result

@@ -16,6 +16,7 @@ import uuid
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
+from cycler import cycler
 from IPython.display import HTML, display
 from matplotlib.colors import to_hex
 from PIL import Image
@@ -65,6 +66,9 @@ _VERDICT_HEAD = """<style>
 .verdicts tr{background:#fff!important}
 .verdicts :is(th,td){text-align:left!important;vertical-align:top;padding:.4rem;
  border-bottom:1px solid #c8ccd0;color:#222;white-space:normal;max-width:none}
+@media(max-width:40rem){.verdicts table{min-width:0}.verdicts thead{display:none}
+ .verdicts :is(tr,th,td){display:block}.verdicts :is(th,td){border:0;padding:.2rem 0}
+ .verdicts tr{border-bottom:1px solid #c8ccd0}}
 </style><div class="verdicts" role="region" tabindex="0" aria-label="Verdicts"><table>
 <caption>What was claimed, what this run measured, and the verdict</caption><thead><tr>
 <th scope="col">no.</th><th scope="col">claim</th><th scope="col">measured</th>
@@ -103,9 +107,10 @@ mpl.rc("figure.constrained_layout", use=True)
 mpl.rc("savefig", dpi=120, facecolor="white")
 mpl.rc("font", size=11)
 mpl.rc("axes", facecolor="white", titlesize=11, labelsize=11, **_INK)
-mpl.rc("axes", prop_cycle=mpl.cycler(color=CYCLE))
+mpl.rc("axes", prop_cycle=cycler(color=CYCLE))
 mpl.rc("axes.formatter", useoffset=False)
-mpl.rc(("xtick", "ytick"), labelsize=10, color=PALETTE["text"])
+mpl.rc("xtick", labelsize=10, color=PALETTE["text"])
+mpl.rc("ytick", labelsize=10, color=PALETTE["text"])
 mpl.rc("legend", fontsize=10, frameon=False)
 mpl.rc("text", color=PALETTE["text"])
 mpl.rc("lines", linewidth=1.6, markersize=5)
@@ -127,7 +132,7 @@ def style_ax(ax, title="", *, xlabel="", ylabel="", **kwargs):
 
 def shades(n):
     """Return `n` ordered colours, dark to light, none too pale for white paper."""
-    return [to_hex(c) for c in mpl.colormaps[CMAP](np.linspace(0, 0.85, n))]
+    return [to_hex(c) for c in mpl.colormaps[CMAP](np.linspace(0, 0.8, n))]
 
 
 def band(ax, x, runs, *, color, label=None, **kwargs):

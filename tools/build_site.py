@@ -1,0 +1,107 @@
+"""Build the site from the executed notebooks; nothing is executed here."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import notebooks as nbs
+from jupyter_cache import get_cache
+from jupyter_cache.base import CacheBundleIn
+
+BUILD = nbs.ROOT / "_build"
+CACHE = BUILD / ".jupyter_cache"
+LOG = BUILD / "site.log"
+STAMP = BUILD / "site.stamp"
+
+
+def fill_cache() -> int:
+    """Hand the executed notebooks to the book's cache; how many there are."""
+    # the cache knows nothing of the package or of JAX, so it never outlives a build
+    shutil.rmtree(CACHE, ignore_errors=True)
+    CACHE.mkdir(parents=True)
+    cache = get_cache(str(CACHE))
+    sources = nbs.sources()
+    for source in sources:
+        ran = nbs.read_executed(source)
+        if ran is None:
+            sys.exit(f"{source.name} has not been executed: make notebooks")
+        book = nbs.read_as_book(source)
+        for cell, done in zip(nbs.code_cells(book), nbs.code_cells(ran), strict=True):
+            if cell.source != done.source:
+                sys.exit(f"{source.name} has changed since it ran: make notebooks")
+            cell.outputs, cell.execution_count = done.outputs, done.execution_count
+        book.metadata.language_info = ran.metadata.get("language_info", {})
+        seconds = ran.metadata["gauss_flows"]["seconds"]
+        bundle = CacheBundleIn(book, str(source), data={"execution_seconds": seconds})
+        cache.cache_notebook_bundle(bundle, overwrite=True)
+    return len(sources)
+
+
+def machinery() -> str:
+    """A hash of what shapes every page, and which Sphinx does not watch."""
+    found = hashlib.sha256()
+    names = ["_config.yml", "_toc.yml", "constraints.txt", "book/references.bib"]
+    files = [nbs.ROOT / name for name in names]
+    for path in [*files, *sorted((nbs.ROOT / "_ext").glob("*.py"))]:
+        found.update(path.read_bytes())
+    return found.hexdigest()
+
+
+def start_clean_if_needed() -> None:
+    """Drop an earlier site that was made by other machinery, or that failed."""
+    if STAMP.exists() and STAMP.read_text() == machinery():
+        return
+    for folder in ("html", ".doctrees", "jupyter_execute"):
+        shutil.rmtree(BUILD / folder, ignore_errors=True)
+
+
+def build() -> int:
+    """Run Jupyter Book; warnings are errors, and are shown as they come."""
+    jupyter_book = Path(sys.executable).with_name("jupyter-book")
+    command = [jupyter_book, "build", ".", "-W", "--keep-going"]
+    process = subprocess.Popen(
+        command,
+        cwd=nbs.ROOT,
+        env={**os.environ, "NO_COLOR": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    told = False
+    with LOG.open("w", encoding="utf-8") as log:
+        for line in process.stdout:
+            log.write(line)
+            if any(word in line for word in ("WARNING", "ERROR", "CRITICAL")):
+                print(line.rstrip(), flush=True)
+                told = True
+    if process.wait() and not told:
+        print("\n".join(LOG.read_text(encoding="utf-8").splitlines()[-25:]))
+    return process.returncode
+
+
+def main() -> int:
+    started = time.monotonic()
+    BUILD.mkdir(exist_ok=True)
+    given = fill_cache()
+    start_clean_if_needed()
+    STAMP.unlink(missing_ok=True)  # a build that breaks off is not built upon
+    print("site: building", flush=True)
+    if build():
+        print(f"site: FAILED; the whole log is {LOG.relative_to(nbs.ROOT)}")
+        return 1
+    if len(get_cache(str(CACHE)).list_cache_records()) != given:
+        print("site: FAILED; the build executed a notebook that had already run")
+        return 1
+    STAMP.write_text(machinery())
+    seconds = time.monotonic() - started
+    print(f"site: _build/html/index.html, {seconds:.0f} s. To read it: make serve")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

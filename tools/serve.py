@@ -1,0 +1,38 @@
+"""Serve the built book on this machine."""
+
+import functools
+import http.server
+import sys
+from pathlib import Path
+
+SITE = Path(__file__).resolve().parents[1] / "_build" / "html"
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args) -> None:
+        """Say nothing about each request."""
+
+
+def serve(port: int) -> http.server.ThreadingHTTPServer:
+    """A server of the built book, on this machine only; port 0 takes a free one."""
+    handler = functools.partial(Quiet, directory=str(SITE))
+    return http.server.ThreadingHTTPServer(("127.0.0.1", port), handler)
+
+
+def main() -> None:
+    if not (SITE / "index.html").exists():
+        sys.exit("there is no book yet: make book")
+    port = int(sys.argv[1]) if len(sys.argv) > 1 else 8000
+    try:
+        server = serve(port)
+    except OSError as error:
+        sys.exit(f"port {port}: {error.strerror}. Take another: make serve PORT=8001")
+    print(f"the book is at http://localhost:{server.server_port}/ (Ctrl-C stops)")
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        print()
+
+
+if __name__ == "__main__":
+    main()

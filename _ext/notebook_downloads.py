@@ -18,6 +18,7 @@ from docutils import nodes
 from executed import Run
 from myst_nb.core.read import read_myst_markdown_notebook
 from nbformat import v4
+from sphinx_exercise.nodes import exercise_enumerable_node, solution_node
 
 INSTALL = '''\
 # Where the book's package is missing (on Colab, say), install it, and keep the JAX
@@ -199,7 +200,11 @@ class Writer:
             title = f"{real.title()} {self.number(node, counter)} {title}"
         elif real:
             title = f"{real.title()} {title}"
-        title = title.strip() or kind.title()
+        elif isinstance(node, exercise_enumerable_node):
+            title = f"Exercise {self.number(node, 'exercise')}{title}"
+        elif isinstance(node, solution_node):
+            title = f"Solution to {self.exercise(node)}".strip()
+        title = re.sub(r"\s+", " ", title).strip() or kind.title()
         inside = nodes.container("", *body)
         has_code = any(
             part.get("nb_element") == "cell_code"
@@ -210,8 +215,16 @@ class Writer:
             return self.children(inside, level)
         return self.quote(f"**{title}**\n\n{self.inner(inside, level)}".rstrip())
 
+    def exercise(self, solution: nodes.Element) -> str:
+        """What a solution solves, by number."""
+        target = nodes.Element(ids=[solution.get("target_label", "")])
+        return f"Exercise {self.number(target, 'exercise')}"
+
     def block_proof_node(self, node, level: int) -> None:
-        self.quote(f"*Proof.* {self.inner(node, level)}")
+        box = node.next_node(nodes.admonition)
+        parts = [part for part in box.children if not isinstance(part, nodes.title)]
+        text = self.inner(nodes.container("", *parts), level)
+        self.quote(f"*Proof.* {text.removeprefix('Proof. ')}")
 
     # text
 

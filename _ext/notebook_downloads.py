@@ -20,7 +20,7 @@ from myst_nb.core.read import read_myst_markdown_notebook
 from nbformat import v4
 from sphinx_exercise.nodes import exercise_enumerable_node, solution_node
 
-INSTALL = '''\
+INSTALL = """\
 # Where the book's package is missing (on Colab, say), install it, and keep the JAX
 # that fits the machine's GPU driver
 import importlib.util
@@ -32,7 +32,7 @@ if importlib.util.find_spec("gauss_flows") is None:
 
 import jax
 
-print("JAX computes on:", *jax.devices())'''
+print("JAX computes on:", *jax.devices())"""
 
 
 class Writer:
@@ -333,7 +333,9 @@ def write_notebook(app, doctree: nodes.document, docname: str) -> None:
 
 def point_buttons(app, pagename, templatename, context, doctree) -> None:
     """Let the download and Colab buttons give these notebooks."""
-    buttons = [b for g in context.get("header_buttons", []) for b in g.get("buttons", [])]
+    buttons = [
+        b for g in context.get("header_buttons", []) for b in g.get("buttons", [])
+    ]
     has_notebook = Path(app.outdir, "notebooks", f"{pagename}.ipynb").exists()
     for button in buttons if has_notebook else []:
         if button.get("text") == ".ipynb":

@@ -172,7 +172,9 @@ def outdated(app, env, added, changed, removed) -> list[str]:
     for docname in env.all_docs:
         known = env.metadata[docname]
         stale = "runs" in known and known["runs"] != everything
-        if stale or ("run" in known and known["run"] != Run(env.srcdir, docname).digest):
+        if stale or (
+            "run" in known and known["run"] != Run(env.srcdir, docname).digest
+        ):
             found.append(docname)
     return found
 

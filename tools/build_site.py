@@ -17,6 +17,19 @@ CACHE = BUILD / ".jupyter_cache"
 LOG = BUILD / "site.log"
 STAMP = BUILD / "site.stamp"
 
+# Jupyter Book's own redirect has neither title nor icon
+INDEX = """\
+<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<title>Gaussianization flows</title>
+<link rel="icon" href="_static/favicon.svg">
+<link rel="canonical" href="book/intro.html">
+<meta http-equiv="refresh" content="0; url=book/intro.html">
+<p><a href="book/intro.html">Gaussianization flows</a></p>
+</html>
+"""
+
 
 def fill_cache() -> int:
     """Hand the executed notebooks to the book's cache; how many there are."""
@@ -97,6 +110,7 @@ def main() -> int:
     if len(get_cache(str(CACHE)).list_cache_records()) != given:
         print("site: FAILED; the build executed a notebook that had already run")
         return 1
+    (BUILD / "html" / "index.html").write_text(INDEX, encoding="utf-8")
     STAMP.write_text(machinery())
     seconds = time.monotonic() - started
     print(f"site: _build/html/index.html, {seconds:.0f} s. To read it: make serve")

@@ -107,7 +107,9 @@ def lane() -> str:
 
 def device() -> str:
     """What JAX computes on, in words: 'CPU, 2 cores' or 'gpu: NVIDIA H200'."""
-    code = "import jax; d = jax.devices(); print(d[0].platform, len(d), d[0].device_kind)"
+    code = (
+        "import jax; d = jax.devices(); print(d[0].platform, len(d), d[0].device_kind)"
+    )
     found = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False
     )
@@ -115,9 +117,11 @@ def device() -> str:
         sys.exit(f"JAX finds no device to run on:\n{found.stderr}")
     backend, count, kind = found.stdout.strip().split(maxsplit=2)
     if backend == "cpu":
-        return f"CPU, {len(os.sched_getaffinity(0))} cores" if hasattr(
-            os, "sched_getaffinity"
-        ) else f"CPU, {os.cpu_count()} cores"
+        return (
+            f"CPU, {len(os.sched_getaffinity(0))} cores"
+            if hasattr(os, "sched_getaffinity")
+            else f"CPU, {os.cpu_count()} cores"
+        )
     return f"{backend.upper()}, {f'{count} × ' if int(count) > 1 else ''}{kind}"
 
 

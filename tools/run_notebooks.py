@@ -172,7 +172,9 @@ def main() -> int:
         sys.exit(f"no such chapter: {', '.join(sorted(unknown))}")
     setting = nbs.environment()
     if options.records:
-        todo = [s for s in sources if s.stem in options.chapters or not options.chapters]
+        todo = [
+            s for s in sources if s.stem in options.chapters or not options.chapters
+        ]
     else:
         forget_removed(sources)
         todo = [source for source in sources if not refresh(source, setting)]

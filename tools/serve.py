@@ -13,10 +13,17 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
         """Say nothing about each request."""
 
 
-def serve(port: int) -> http.server.ThreadingHTTPServer:
+class Server(http.server.ThreadingHTTPServer):
+    def handle_error(self, request, client_address) -> None:
+        """Say nothing when a browser turns away in the middle of a file."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
+def serve(port: int) -> Server:
     """A server of the built book, on this machine only; port 0 takes a free one."""
     handler = functools.partial(Quiet, directory=str(SITE))
-    return http.server.ThreadingHTTPServer(("127.0.0.1", port), handler)
+    return Server(("127.0.0.1", port), handler)
 
 
 def main() -> None:

@@ -53,10 +53,10 @@ class FitResult:
 
     flow: PyTree
     final_flow: PyTree
-    train_loss: Float[np.ndarray, "*seeds steps"]
-    gradient_norm: Float[np.ndarray, "*seeds steps"]
+    train_loss: Float[np.ndarray, "... steps"]
+    gradient_norm: Float[np.ndarray, "... steps"]
     val_steps: np.ndarray
-    val_loss: Float[np.ndarray, "*seeds k"]
+    val_loss: Float[np.ndarray, "... k"]
     best_step: int | tuple[int | None, ...] | None
     failed_step: int | tuple[int | None, ...] | None
     compile_seconds: float
@@ -106,7 +106,7 @@ def fit(
     Args:
         key: Random key of the batches.
         flow: A flowjax distribution, or any pytree if ``loss`` is given.
-        x: Training data, shape (n, *flow.shape), of the flow's dtype.
+        x: Training data, shape ``(n, *flow.shape)``, of the flow's dtype.
         steps: Number of updates.
         batch_size: Rows drawn for each step, at most n.
         learning_rate: Peak of ``optax.cosine_onecycle_schedule(steps, peak)``, or a
@@ -114,7 +114,7 @@ def fit(
         clip: Largest global norm of the gradient, larger ones are scaled down to it;
             None for no clipping.
         optimizer: Used in place of Adam and its schedule; ``clip`` still applies.
-        x_val: Held-out data, shape (n_val, *flow.shape). Its loss is taken before the
+        x_val: Held-out data, shape ``(n_val, *flow.shape)``. Its loss is taken before the
             first step, after each ``eval_every`` steps and at the end, and the best
             parameters are kept.
         eval_every: Steps between two reports.
@@ -162,7 +162,7 @@ def fit_many(
     Args:
         keys: One key a seed, as from ``jr.split(key, seeds)``.
         build: Makes an untrained flow from a key; must be traceable by ``vmap``.
-        x: Training data, the same for all seeds, shape (n, *flow.shape).
+        x: Training data, the same for all seeds, shape ``(n, *flow.shape)``.
         steps: As for ``fit``, like all that follows.
         batch_size: See ``fit``. Each seed draws its own batches.
         learning_rate: See ``fit``.

@@ -114,8 +114,8 @@ def fit(
         clip: Largest global norm of the gradient, larger ones are scaled down to it;
             None for no clipping.
         optimizer: Used in place of Adam and its schedule; ``clip`` still applies.
-        x_val: Held-out data, shape ``(n_val, *flow.shape)``. Its loss is taken before the
-            first step, after each ``eval_every`` steps and at the end, and the best
+        x_val: Held-out data, shape ``(n_val, *flow.shape)``. Its loss is taken before
+            the first step, after each ``eval_every`` steps and at the end, and the best
             parameters are kept.
         eval_every: Steps between two reports.
         loss: ``loss(flow, batch) -> scalar``; default minus the mean log-probability.

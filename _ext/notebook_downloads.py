@@ -1,7 +1,7 @@
 """Offer each executed page for download as a plain Jupyter notebook.
 
 The text comes from the page as Sphinx resolved it: numbers, references, citations and
-values of the run stand in it as the reader saw them, in Markdown that any Jupyter shows.
+values of the run stand in it as the reader saw them, in plain Markdown.
 The code and its outputs come from the run. A first cell installs the package where it
 is missing, so that the notebook runs on Colab too.
 
@@ -27,7 +27,8 @@ import importlib.util
 from importlib.metadata import version
 
 if importlib.util.find_spec("gauss_flows") is None:
-    held = [f"{{p}}=={{version(p)}}" for p in ("jax", "jaxlib") if importlib.util.find_spec(p)]
+    there = [p for p in ("jax", "jaxlib") if importlib.util.find_spec(p)]
+    held = [f"{{p}}=={{version(p)}}" for p in there]
     %pip install -q "gauss-flows @ git+{repository}" {{" ".join(held)}}
 
 import jax

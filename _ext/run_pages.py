@@ -1,6 +1,6 @@
 """What the book says about its own runs.
 
-- every executed page ends with a line on the lane, device, versions and date of its run;
+- every executed page ends with the lane, device, versions and date of its run;
 - ``{claims-ledger}`` is the table of all verdicts that the chapters' runs left;
 - ``{execution-table}`` lists how each page was run;
 - ``{run}`time` `` (or lane, device, date, python, jax) puts one of these into the text.

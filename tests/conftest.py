@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import jax
+import jax.experimental
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -21,11 +22,8 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "project"))
 
 def enable_x64(value: bool):
     """A context in which new arrays are 64-bit (or not), whichever JAX is there."""
-    if hasattr(jax, "enable_x64"):
-        return jax.enable_x64(value)
-    from jax.experimental import enable_x64  # before jax 0.8
-
-    return enable_x64(value)
+    home = jax if hasattr(jax, "enable_x64") else jax.experimental  # before jax 0.8
+    return home.enable_x64(value)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv"
@@ -22,7 +23,7 @@ def say(text: str) -> None:
     print(f"set-up: {text}", flush=True)
 
 
-def stop(text: str) -> None:
+def stop(text: str) -> NoReturn:
     sys.exit(f"set-up: {text}")
 
 
@@ -34,7 +35,7 @@ def find_python() -> str:
     for minor in range(OLDEST[1], OLDEST[1] + 10):
         if found := shutil.which(f"python3.{minor}"):
             return found
-    return stop(
+    stop(
         f"Python {wanted} or newer is needed; {sys.executable} is "
         f"{sys.version.split()[0]} and no newer one was found. Install one, or name "
         "it: make PYTHON=/path/to/python"

@@ -1,8 +1,8 @@
 """Open every built page in headless Chromium and look for what a reader would notice.
 
-Each page is opened on a wide light, a wide dark and a phone screen. It must ask no other
-host for anything, log no error, load all it names, render its mathematics, give each
-picture an alternative text, and fit the screen. Links within the site must lead
+Each page is opened on a wide light, a wide dark and a phone screen. It must ask no
+other host for anything, log no error, load all it names, render its mathematics, give
+each picture an alternative text, and fit the screen. Links within the site must lead
 somewhere. `--shots FOLDER` keeps a picture of each.
 """
 
@@ -26,11 +26,13 @@ LOOK = """() => {
   const images = [...main.querySelectorAll("img")];
   const raw = [...main.querySelectorAll(".math")].filter(
     e => !e.querySelector("mjx-container"));
+  const end = image => image.src.slice(-60);
+  const errors = [...main.querySelectorAll("mjx-merror")];
   return {
-    noAlt: images.filter(i => !i.alt.trim()).map(i => i.src.slice(-60)),
-    broken: images.filter(i => i.complete && !i.naturalWidth).map(i => i.src.slice(-60)),
+    noAlt: images.filter(i => !i.alt.trim()).map(end),
+    broken: images.filter(i => i.complete && !i.naturalWidth).map(end),
     raw: raw.map(e => e.textContent.slice(0, 60)),
-    merror: [...main.querySelectorAll("mjx-merror")].map(e => e.textContent.slice(0, 80)),
+    merror: errors.map(e => e.textContent.slice(0, 80)),
     overflow: document.documentElement.scrollWidth
       - document.documentElement.clientWidth,
     ids: [...document.querySelectorAll("[id]")].map(e => e.id),

@@ -16,6 +16,7 @@ class Watched(NotebookClient):
     """A client that prints the number of each code cell as it starts."""
 
     async def async_execute_cell(self, cell, cell_index, *args, **kwargs):
+        """Say where we are, then execute the cell."""
         if cell.cell_type == "code":
             codes = [i for i, c in enumerate(self.nb.cells) if c.cell_type == "code"]
             print(MARK, codes.index(cell_index) + 1, len(codes), flush=True)

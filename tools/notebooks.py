@@ -137,7 +137,7 @@ def environment() -> dict[str, str]:
 
 
 def fingerprint(source: Path, setting: dict[str, str]) -> str:
-    """A hash of all that a notebook's outputs depend on; its prose is not part of it."""
+    """A hash of all that a notebook's outputs depend on, which its prose is not."""
     cells = [
         [cell.source, {k: v for k, v in cell.metadata.items() if k != "execution"}]
         for cell in code_cells(export(source))

@@ -20,6 +20,7 @@ import nbformat
 import notebooks as nbs
 from nbmake_one import MARK
 
+ONE = Path(__file__).with_name("nbmake_one.py")
 RUNNING = nbs.EXECUTED / "running"
 SECONDS_A_CELL = {"quick": 1800, "full": 6 * 3600}
 TERMINAL = sys.stdout.isatty()
@@ -84,8 +85,7 @@ def run(source: Path, place: str, lane: str) -> tuple[Path, float, str]:
     nbs.write(nbs.export(source), path)
     started = time.monotonic()
     process = subprocess.Popen(
-        [sys.executable, Path(__file__).with_name("nbmake_one.py"), path]
-        + [str(SECONDS_A_CELL[lane])],
+        [sys.executable, ONE, path, str(SECONDS_A_CELL[lane])],
         cwd=nbs.ROOT,
         env=kernel_environment(lane),
         stdout=subprocess.PIPE,
@@ -126,8 +126,10 @@ def run(source: Path, place: str, lane: str) -> tuple[Path, float, str]:
 def refresh(source: Path, setting: dict[str, str]) -> bool:
     """Whether the executed notebook is up to date; new prose is taken over."""
     ran = nbs.read_executed(source)
-    about = ran and ran.metadata.get("gauss_flows", {})
-    if not about or about.get("fingerprint") != nbs.fingerprint(source, setting):
+    if ran is None:
+        return False
+    about = ran.metadata.get("gauss_flows", {})
+    if about.get("fingerprint") != nbs.fingerprint(source, setting):
         return False
     present = nbs.with_outputs(source, ran)
     if present != ran:

@@ -9,11 +9,15 @@ SITE = Path(__file__).resolve().parents[1] / "_build" / "html"
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
+    """Serves files without a line for each."""
+
     def log_message(self, format: str, *args) -> None:
         """Say nothing about each request."""
 
 
 class Server(http.server.ThreadingHTTPServer):
+    """Serves several requests at once, and bears it when one breaks off."""
+
     def handle_error(self, request, client_address) -> None:
         """Say nothing when a browser turns away in the middle of a file."""
         if not isinstance(sys.exception(), ConnectionError):

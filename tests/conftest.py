@@ -22,8 +22,8 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "project"))
 
 def enable_x64(value: bool):
     """A context in which new arrays are 64-bit (or not), whichever JAX is there."""
-    home = jax if hasattr(jax, "enable_x64") else jax.experimental  # before jax 0.8
-    return home.enable_x64(value)
+    there = hasattr(jax, "enable_x64")  # before jax 0.8 it was experimental
+    return getattr(jax if there else jax.experimental, "enable_x64")(value)  # noqa: B009
 
 
 @pytest.fixture

@@ -152,9 +152,13 @@ def banach_inverse(
         )
         x, target = lax.stop_gradient((solution.value, y))
         residual = jnp.linalg.norm(jnp.ravel(x + lax.stop_gradient(g(x)) - target))
-    error_bound = (residual + _ROUNDING * eps * _scale(x, target)) / gap
+    ulp = eps * _scale(x, target)
+    error_bound = (residual + _ROUNDING * ulp) / gap
     rate = lax.stop_gradient(solution.state.rate)
     converged = solution.result == optx.RESULTS.successful
+    if tolerance is None:
+        # rounding of alternating sign keeps a cycle of size ulp / (1 - L) going
+        converged |= residual <= _FLOOR * ulp / gap
     if lipschitz is None:
         error_bound = jnp.full_like(residual, jnp.inf)
     else:

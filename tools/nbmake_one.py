@@ -30,7 +30,15 @@ def main(path: str, timeout: str) -> int:
         [
             *("--nbmake", "--overwrite", "--nbmake-kernel=python3"),
             *(f"--nbmake-timeout={timeout}", "-c", "/dev/null", "--rootdir=."),
-            *("-p", "no:cacheprovider", "-s", "-q", "--color=no", path),
+            *(
+                "-p",
+                "no:cacheprovider",
+                "-s",
+                "-q",
+                "--color=no",
+                "--disable-warnings",
+                path,
+            ),
         ]
     )
 

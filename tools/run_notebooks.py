@@ -23,6 +23,7 @@ from nbmake_one import MARK
 ONE = Path(__file__).with_name("nbmake_one.py")
 RUNNING = nbs.EXECUTED / "running"
 SECONDS_A_CELL = {"quick": 1800, "full": 6 * 3600}
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 TERMINAL = sys.stdout.isatty()
 SIGN_OF_LIFE = 1 if TERMINAL else 30  # seconds
 
@@ -119,7 +120,7 @@ def run(source: Path, place: str, lane: str) -> tuple[Path, float, str]:
     seconds = time.monotonic() - started
     if process.wait() == 0:
         return path, seconds, ""
-    say("".join(log).rstrip())
+    say(COLOUR.sub("", "".join(log)).rstrip())
     return path, seconds, failure(source, path)
 
 

@@ -4,13 +4,20 @@ Built on flowjax: every layer is an ``AbstractBijection`` of a single event, eve
 a ``Transformed`` distribution; batches go through ``jax.vmap``.
 """
 
+from importlib.metadata import version as _version
+
 from . import (
     actnorm as actnorm,
     coupling as coupling,
+    data as data,
     linear as linear,
     masks as masks,
+    probe as probe,
+    records as records,
+    residual as residual,
     spline as spline,
     stack as stack,
+    train as train,
 )
 from .actnorm import ActNorm as ActNorm, ActNorm1D as ActNorm1D
 from .coupling import (
@@ -20,6 +27,12 @@ from .coupling import (
     RQSplineCoupling as RQSplineCoupling,
 )
 from .linear import HouseholderRotation as HouseholderRotation
+from .residual import (
+    BanachResult as BanachResult,
+    ResidualMap as ResidualMap,
+    banach_inverse as banach_inverse,
+    contraction_mlp as contraction_mlp,
+)
 from .stack import (
     blocks as blocks,
     coupling_flow as coupling_flow,
@@ -27,3 +40,12 @@ from .stack import (
     intermediates as intermediates,
     normalizing_map as normalizing_map,
 )
+from .train import (
+    FitResult as FitResult,
+    NonFiniteError as NonFiniteError,
+    fit as fit,
+    fit_many as fit_many,
+    member as member,
+)
+
+__version__ = _version("gauss-flows")

@@ -1,6 +1,6 @@
 """Activation normalisation: a per-channel affine map set from data."""
 
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -42,7 +42,7 @@ class ActNorm(AbstractBijection):
         self.log_scale = jnp.zeros(shape[-1], dtype or float)
         self.shift = jnp.zeros(shape[-1], dtype or float)
 
-    def from_data(self, x: Float[Array, "n ..."]) -> Self:
+    def from_data(self, x: Float[Array, "n ..."]) -> "ActNorm":
         """The layer whose output on ``x`` has mean 0 and variance 1 in each channel.
 
         Args:

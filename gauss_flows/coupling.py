@@ -102,9 +102,11 @@ class AffineCoupling(AbstractCoupling):
     grows at most linearly in :math:`r`. With ``log_scale_bound`` :math:`B` it is
     :math:`s = e^{B \tanh(r / B)}`, which never leaves :math:`(e^{-B}, e^{B})`.
 
-    Cost per event: one pass of the conditioner, forward and inverse alike.
-    Not universal on its own for densities with several modes at small depth: see
-    :class:`RQSplineCoupling` where few layers must do.
+    Without a bound the scale has none either: where the network's output falls below
+    about -100 (float32) or -700 (float64) it underflows and the inverse overflows.
+
+    Cost per event: one pass of the conditioner, forward and inverse alike. Where few
+    layers must do, :class:`RQSplineCoupling` bends more per layer.
 
     Args:
         key: JAX random key of the conditioner.

@@ -119,7 +119,7 @@ def complement(mask: Mask) -> Bool[np.ndarray, "..."]:
     return ~validate(mask, np.shape(mask))
 
 
-def validate(mask: Mask, shape: tuple[int, ...]) -> Bool[np.ndarray, "..."]:
+def validate(mask: np.ndarray, shape: tuple[int, ...]) -> Bool[np.ndarray, "..."]:
     """Return ``mask`` as a boolean array of the given shape, or say what is wrong.
 
     Args:

@@ -11,7 +11,6 @@ and any other flow made of flowjax's ``Chain``, ``Scan`` and ``Invert``.
 
 import functools
 import inspect
-from typing import Literal
 
 import equinox as eqx
 import jax
@@ -43,7 +42,7 @@ def coupling_flow(
     *,
     dim: int,
     depth: int,
-    coupling: Literal["affine", "additive", "spline"] = "spline",
+    coupling: str = "spline",
     n_reflections: int | None = None,
     actnorm: bool = False,
     base: AbstractDistribution | None = None,
@@ -52,7 +51,7 @@ def coupling_flow(
     nn_depth: int = 2,
     identity_init: bool = False,
     dtype: DTypeLike | None = None,
-    **options: float | None,
+    **options: int | float | None,
 ) -> Transformed:
     r"""A stack of coupling blocks over a base distribution.
 
@@ -251,12 +250,15 @@ def initialize_actnorm(flow: Transformed, x: Float[Array, "n ..."]) -> Transform
             "none: build it with actnorm=True"
         )
     initialized, _ = _initialize(bijection, x)
-    return Transformed(flow.base_dist, Invert(initialized))
+    return eqx.tree_at(lambda flow: flow.bijection.bijection, flow, initialized)
 
 
 def _initialize(
-    bijection: AbstractBijection, x: Float[Array, "n ..."]
-) -> tuple[AbstractBijection, Float[Array, "n ..."]]:
+    bijection: AbstractBijection | AbstractUnwrappable[AbstractBijection],
+    x: Float[Array, "n ..."],
+) -> tuple[
+    AbstractBijection | AbstractUnwrappable[AbstractBijection], Float[Array, "n ..."]
+]:
     """The bijection with its ActNorms set from ``x``, and what it makes of ``x``."""
     match bijection:
         case ActNorm():
@@ -264,8 +266,8 @@ def _initialize(
         case Chain(bijections=parts):
             done = []
             for part in parts:
-                part, x = _initialize(_unfreeze(part), x)
-                done.append(part)
+                ready, x = _initialize(part, x)
+                done.append(ready)
             return Chain(done), x
         case Scan(bijection=stacked):
             static = eqx.filter(stacked, eqx.is_array, inverse=True)
@@ -273,12 +275,12 @@ def _initialize(
             def step(
                 x: Array, block: AbstractBijection
             ) -> tuple[Array, AbstractBijection]:
-                block, x = _initialize(block, x)
-                return x, eqx.filter(block, eqx.is_array)
+                ready, x = _initialize(block, x)
+                return x, eqx.filter(ready, eqx.is_array)
 
             x, arrays = _scan(step, x, stacked)
             return Scan(eqx.combine(arrays, static)), x
-    return bijection, jax.vmap(bijection.transform)(x)
+    return bijection, jax.vmap(_unfreeze(bijection).transform)(x)
 
 
 def _unfreeze(

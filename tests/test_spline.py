@@ -1,0 +1,75 @@
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from conftest import enable_x64
+from hypothesis import given, strategies as st
+
+from gauss_flows import spline
+
+INTERVAL = 3.0
+forward = jax.jit(spline.forward, static_argnums=2)
+inverse = jax.jit(spline.inverse, static_argnums=2)
+
+
+def parameters(n, spread=2.0, n_knots=6):
+    return spread * jr.normal(jr.key(0), (n, spline.n_parameters(n_knots)))
+
+
+def test_zero_parameters_give_the_identity(x64):
+    x = jnp.linspace(-5, 5, 101)
+    y, log_slope = forward(x, jnp.zeros((101, 19)), INTERVAL)
+    np.testing.assert_allclose(y, x, atol=1e-14)
+    np.testing.assert_allclose(log_slope, 0.0, atol=1e-14)
+
+
+def test_log_slope_is_the_derivative(x64):
+    x = jnp.linspace(-4, 4, 403)
+    theta = parameters(len(x))
+    slope = jax.vmap(jax.grad(lambda x, t: forward(x, t, INTERVAL)[0]))(x, theta)
+    np.testing.assert_allclose(
+        forward(x, theta, INTERVAL)[1], jnp.log(slope), atol=1e-9
+    )
+
+
+def test_increasing_and_onto_the_interval(x64):
+    x = jnp.linspace(-INTERVAL, INTERVAL, 2001)
+    theta = jnp.broadcast_to(parameters(1), (len(x), 22))
+    y, _ = forward(x, theta, INTERVAL)
+    assert (jnp.diff(y) > 0).all()
+    np.testing.assert_allclose(y[jnp.array([0, -1])], [-INTERVAL, INTERVAL], atol=1e-12)
+
+
+def test_outside_the_interval_it_is_the_identity():
+    x = jnp.array([-1e6, -INTERVAL - 1e-3, INTERVAL + 1e-3, 1e6])
+    for direction in (forward, inverse):
+        y, log_slope = direction(x, parameters(4), INTERVAL)
+        np.testing.assert_array_equal(y, x)
+        np.testing.assert_array_equal(log_slope, 0.0)
+
+
+@given(
+    seed=st.integers(0, 2**31 - 1),
+    spread=st.floats(0.0, 8.0),
+    x=st.floats(-INTERVAL, INTERVAL),
+)
+def test_inverse_undoes_any_spline(seed, spread, x):
+    with enable_x64(True):
+        theta = spread * jr.normal(jr.key(seed), (spline.n_parameters(6),))
+        y, log_slope = forward(jnp.asarray(x), theta, INTERVAL)
+        back, inverse_log_slope = inverse(y, theta, INTERVAL)
+        # rounding of y, of size 1e-15, comes back multiplied by the inverse's slope
+        slack = 1e-13 * (1 + np.exp(-log_slope))
+        assert abs(back - x) <= slack * 1e3
+        assert np.isfinite(inverse_log_slope)
+
+
+@pytest.mark.parametrize("edge", [-INTERVAL, INTERVAL])
+def test_a_knot_belongs_to_one_bin(edge, x64):
+    """At every knot, ends included, both neighbours agree on the value."""
+    theta = parameters(1)[0]
+    eps = 1e-9
+    inside = forward(jnp.asarray(edge * (1 - eps)), theta, INTERVAL)[0]
+    np.testing.assert_allclose(forward(jnp.asarray(edge), theta, INTERVAL)[0], edge)
+    assert abs(inside - edge) < 1e-6

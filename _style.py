@@ -50,6 +50,7 @@ SIZES = {  # inches; the page is about 7.4 wide
     "wide": (7.4, 3.2),
     "pair": (7.4, 3.7),
     "grid": (7.4, 6.2),
+    "tall": (4.4, 6.4),  # two panels that a phone can still show
 }
 VERDICTS = {
     "confirmed": ("✓", "#00704F"),
@@ -179,10 +180,12 @@ def density(ax, log_prob, extent, *, points=160, **kwargs):
 def note(name, value):
     """Keep `value` for the prose, which shows it by ``{glue:text}`name` ``.
 
-    Text is shown as it is (`"0.500"` stays 0.500); a number may be given its
-    format where it is used: ``{glue:text}`name:.2f` ``.
+    Text is shown as it is (`"0.500"` stays 0.500, `"-1.4"` gets a true minus); a
+    number may be given its format where it is used: ``{glue:text}`name:.2f` ``.
     """
     value = value.item() if hasattr(value, "item") else value
+    if isinstance(value, str):
+        value = re.sub(r"(?<![\w-])-(?=[\d.])", "−", value)
     prefix = "application/papermill.record/"
     display(
         {f"{prefix}text/plain": repr(value)},

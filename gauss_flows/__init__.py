@@ -45,6 +45,7 @@ from .train import (
     NonFiniteError as NonFiniteError,
     fit as fit,
     fit_many as fit_many,
+    mean_log_prob as mean_log_prob,
     member as member,
 )
 

@@ -174,12 +174,13 @@ def _step(plan, static, x, updates, state, index):
     """One step; after the last update the parameters are tried, not changed."""
 
     def objective(params):
-        return plan.loss(paramax.unwrap(eqx.combine(params, static)), batch)
+        flow = paramax.unwrap(eqx.combine(params, static))
+        return plan.loss(flow, batch).astype(x.dtype)
 
     key, subkey = jr.split(state.key)
     batch = x[jr.randint(subkey, (plan.batch_size,), 0, x.shape[0])]
     value, grads = eqx.filter_value_and_grad(objective)(state.params)
-    norm = optax.global_norm(grads)
+    norm = optax.global_norm(grads).astype(x.dtype)
     change, opt_state = plan.optimizer.update(grads, state.opt_state, state.params)
     params = eqx.apply_updates(state.params, change)
 
@@ -203,7 +204,8 @@ def _step(plan, static, x, updates, state, index):
 def _validate(plan, static, x_val, state, index):
     """Held-out loss after ``index`` updates, and the best parameters so far."""
     flow = paramax.unwrap(eqx.combine(state.params, static))
-    value = jnp.where(state.failed < 0, plan.loss(flow, x_val), jnp.nan)
+    value = plan.loss(flow, x_val).astype(x_val.dtype)
+    value = jnp.where(state.failed < 0, value, jnp.nan)
     better = value < state.best_loss
     best = (state.best, state.best_loss, state.best_step)
     best = _select(better, (state.params, value, index), best)

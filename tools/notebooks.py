@@ -81,9 +81,8 @@ def write(notebook: NotebookNode, path: Path) -> None:
     draft.replace(path)
 
 
-def with_outputs(source: Path, ran: NotebookNode) -> NotebookNode:
-    """The page's present text, with the outputs of the code that ran."""
-    fresh = export(source)
+def with_outputs(fresh: NotebookNode, ran: NotebookNode) -> NotebookNode:
+    """A notebook with the outputs of another run of the same code."""
     for cell, done in zip(code_cells(fresh), code_cells(ran), strict=True):
         cell.outputs, cell.execution_count = done.outputs, done.execution_count
     fresh.metadata = {**ran.metadata, **fresh.metadata}

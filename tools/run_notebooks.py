@@ -18,6 +18,7 @@ from pathlib import Path
 
 import nbformat
 import notebooks as nbs
+from nbformat import NotebookNode
 from nbmake_one import MARK
 
 ONE = Path(__file__).with_name("nbmake_one.py")
@@ -80,10 +81,8 @@ def failure(source: Path, path: Path) -> str:
     return f"{source.relative_to(nbs.ROOT)}: stopped (see above)"
 
 
-def run(source: Path, place: str, lane: str) -> tuple[Path, float, str]:
-    """Execute one notebook; its path, the seconds it took, and the error if any."""
-    path = RUNNING / f"{source.stem}.ipynb"
-    nbs.write(nbs.export(source), path)
+def run(source: Path, path: Path, place: str, lane: str) -> tuple[float, str]:
+    """Execute the notebook at `path`; the seconds it took, and the error if any."""
     started = time.monotonic()
     process = subprocess.Popen(
         [sys.executable, ONE, path, str(SECONDS_A_CELL[lane])],
@@ -119,9 +118,9 @@ def run(source: Path, place: str, lane: str) -> tuple[Path, float, str]:
             due = time.monotonic() + SIGN_OF_LIFE
     seconds = time.monotonic() - started
     if process.wait() == 0:
-        return path, seconds, ""
+        return seconds, ""
     say(COLOUR.sub("", "".join(log)).rstrip())
-    return path, seconds, failure(source, path)
+    return seconds, failure(source, path)
 
 
 def refresh(source: Path, setting: dict[str, str]) -> bool:
@@ -132,22 +131,19 @@ def refresh(source: Path, setting: dict[str, str]) -> bool:
     about = ran.metadata.get("gauss_flows", {})
     if about.get("fingerprint") != nbs.fingerprint(source, setting):
         return False
-    present = nbs.with_outputs(source, ran)
+    present = nbs.with_outputs(nbs.export(source), ran)
     if present != ran:
         nbs.write(present, nbs.executed_path(source))
     return True
 
 
-def keep(source: Path, path: Path, setting: dict[str, str], seconds: float) -> None:
+def keep(
+    source: Path, notebook: NotebookNode, path: Path, about: dict[str, object]
+) -> None:
     """Make a run that went well the book's own."""
-    notebook = nbs.with_outputs(source, nbformat.read(path, 4))
-    notebook.metadata["gauss_flows"] = {
-        **setting,
-        "seconds": round(seconds, 1),
-        "date": datetime.date.today().isoformat(),
-        "fingerprint": nbs.fingerprint(source, setting),
-    }
-    nbs.write(notebook, nbs.executed_path(source))
+    done = nbs.with_outputs(notebook, nbformat.read(path, 4))
+    done.metadata["gauss_flows"] = about
+    nbs.write(done, nbs.executed_path(source))
     path.unlink()
 
 
@@ -157,6 +153,27 @@ def forget_removed(sources: list[Path]) -> None:
     for path in (nbs.EXECUTED / "book").glob("*.ipynb"):
         if path not in wanted:
             path.unlink()
+
+
+def execute(
+    source: Path, place: str, setting: dict[str, str], *, records: bool
+) -> tuple[float, str]:
+    """Execute one notebook and keep it; the seconds it took, and the error if any."""
+    # taken before the run, because what is edited meanwhile is not what ran
+    notebook, mark = nbs.export(source), nbs.fingerprint(source, setting)
+    path = RUNNING / f"{source.stem}.ipynb"
+    nbs.write(notebook, path)
+    seconds, error = run(source, path, place, setting["lane"])
+    if records:
+        return seconds, error
+    if error:
+        # what the failed code once gave must not stay in the book
+        nbs.executed_path(source).unlink(missing_ok=True)
+        return seconds, error
+    date = datetime.date.today().isoformat()
+    about = {"seconds": round(seconds, 1), "date": date, "fingerprint": mark}
+    keep(source, notebook, path, {**setting, **about})
+    return seconds, ""
 
 
 def main() -> int:
@@ -171,34 +188,27 @@ def main() -> int:
     if options.records:
         os.environ["GAUSS_FLOWS_LANE"] = "full"
     sources = nbs.sources()
-    if unknown := set(options.chapters) - {source.stem for source in sources}:
+    names = options.chapters or [source.stem for source in sources]
+    if unknown := set(names) - {source.stem for source in sources}:
         sys.exit(f"no such chapter: {', '.join(sorted(unknown))}")
     setting = nbs.environment()
-    if options.records:
-        todo = [
-            s for s in sources if s.stem in options.chapters or not options.chapters
-        ]
-    else:
+    todo = [source for source in sources if source.stem in names]
+    if not options.records:
         forget_removed(sources)
-        todo = [source for source in sources if not refresh(source, setting)]
+        todo = [source for source in todo if not refresh(source, setting)]
     fresh = f"{len(sources) - len(todo)} of {len(sources)} up to date"
-    say(f"notebooks: {setting['lane']} lane on {setting['device']}; {fresh}")
+    what = "for book/records" if options.records else fresh
+    say(f"notebooks: {setting['lane']} lane on {setting['device']}; {what}")
 
     failures = []
     for i, source in enumerate(todo):
         place = f"[{i + 1}/{len(todo)}]"
         say(f"{place} {source.stem}: starting", passing=True)
-        path, seconds, error = run(source, place, setting["lane"])
+        seconds, error = execute(source, place, setting, records=options.records)
+        failures += [error] if error else []
+        end = "FAILED after" if error else "done in"
         left = f"{len(todo) - i - 1} left"
-        if error:
-            failures.append(error)
-            # what the failed code once gave must not stay in the book
-            nbs.executed_path(source).unlink(missing_ok=True)
-            say(f"{place} {source.stem}: FAILED after {clock(seconds)}; {left}")
-            continue
-        if not options.records:
-            keep(source, path, setting, seconds)
-        say(f"{place} {source.stem}: done in {clock(seconds)}; {left}")
+        say(f"{place} {source.stem}: {end} {clock(seconds)}; {left}")
     for error in failures:
         say(f"FAILED {error}")
     return 1 if failures else 0

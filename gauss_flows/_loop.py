@@ -77,7 +77,7 @@ def trainable(flow: PyTree) -> tuple[PyTree, PyTree]:
 def run(
     plan: Plan,
     flow: PyTree,
-    key: PRNGKeyArray,
+    key: Array,
     x: Array,
     x_val: Array | None,
     steps: int,
@@ -180,7 +180,7 @@ def _step(plan, static, x, updates, state, index):
     key, subkey = jr.split(state.key)
     batch = x[jr.randint(subkey, (plan.batch_size,), 0, x.shape[0])]
     value, grads = eqx.filter_value_and_grad(objective)(state.params)
-    norm = optax.global_norm(grads).astype(x.dtype)
+    norm = _norm(grads).astype(x.dtype)
     change, opt_state = plan.optimizer.update(grads, state.opt_state, state.params)
     params = eqx.apply_updates(state.params, change)
 
@@ -210,6 +210,10 @@ def _validate(plan, static, x_val, state, index):
     best = (state.best, state.best_loss, state.best_step)
     best = _select(better, (state.params, value, index), best)
     return eqx.tree_at(lambda s: (s.best, s.best_loss, s.best_step), state, best), value
+
+
+def _norm(tree):
+    return jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree)))
 
 
 def _select(condition, new, old):

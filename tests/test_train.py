@@ -1,0 +1,361 @@
+"""Training: the source's loop step by step, failures, best parameters, bad input."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import optax
+import paramax
+import pytest
+from flowjax.distributions import Normal
+from jaxtyping import Array
+
+import gauss_flows as gf
+from gauss_flows import data, train
+
+
+class Point(eqx.Module):
+    """One trainable number; with `down` and plain descent it counts the updates."""
+
+    w: Array
+
+
+def down(point, batch):
+    return -point.w + 0 * batch.sum()
+
+
+def count_then(bad):
+    """Loss -w, and what `bad` makes of it once w has passed 4.5."""
+
+    def loss(point, batch):
+        return jnp.where(point.w > 4.5, bad(point.w), down(point, batch))
+
+    return loss
+
+
+COUNT = {"optimizer": optax.sgd(1.0), "clip": None, "batch_size": 4, "progress": False}
+NAN = count_then(lambda w: jnp.nan)
+X = jnp.zeros((8, 2), jnp.float32)
+
+
+def point(w=0.0):
+    return Point(jnp.array(w, jnp.float32))
+
+
+def flow_of(key, dtype=None):
+    return gf.coupling_flow(
+        key, dim=2, depth=2, coupling="affine", nn_width=6, nn_depth=1, dtype=dtype
+    )
+
+
+def plain_loop(flow, x, steps, *, peak, clip, batch_size, key):
+    """The source's way: a Python loop over one jitted step."""
+    params, static = eqx.partition(flow, eqx.is_inexact_array)
+    optimizer = optax.adam(optax.cosine_onecycle_schedule(steps, peak))
+    if clip is not None:
+        optimizer = optax.chain(optax.clip_by_global_norm(clip), optimizer)
+    opt_state = optimizer.init(params)
+
+    @jax.jit
+    def step(params, opt_state, key):
+        key, subkey = jr.split(key)
+        batch = x[jr.randint(subkey, (batch_size,), 0, len(x))]
+        loss, grads = jax.value_and_grad(
+            lambda p: -eqx.combine(p, static).log_prob(batch).mean()
+        )(params)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        norm = jnp.sqrt(sum((leaf**2).sum() for leaf in jax.tree.leaves(grads)))
+        return eqx.apply_updates(params, updates), opt_state, key, loss, norm
+
+    records = []
+    for _ in range(steps):
+        params, opt_state, key, loss, norm = step(params, opt_state, key)
+        records.append((loss, norm))
+    return params, np.array(records).T
+
+
+def assert_trees_close(a, b, **tolerance):
+    a, b = (jax.tree.leaves(eqx.filter(tree, eqx.is_inexact_array)) for tree in (a, b))
+    for one, other in zip(a, b, strict=True):
+        np.testing.assert_allclose(one, other, **tolerance)
+
+
+@pytest.mark.parametrize("clip", [0.5, None])
+def test_fit_is_the_plain_loop(x64, clip):
+    x = data.source_spiral(300)
+    flow = gf.coupling_flow(
+        jr.key(0), dim=2, depth=2, nn_width=6, nn_depth=1, base=Normal(jnp.zeros(2))
+    )
+    params, records = plain_loop(
+        flow, x, 50, peak=3e-3, clip=clip, batch_size=64, key=jr.key(1)
+    )
+    result = train.fit(
+        jr.key(1), flow, x, steps=50, batch_size=64, clip=clip, eval_every=20,
+        progress=False,
+    )  # fmt: skip
+    assert result.train_loss.dtype == np.float64
+    np.testing.assert_allclose(result.train_loss, records[0], rtol=1e-9)
+    np.testing.assert_allclose(result.gradient_norm, records[1], rtol=1e-6)
+    assert_trees_close(result.flow, params, rtol=1e-6, atol=1e-9)
+    assert result.failed_step is None
+    assert result.best_step is None
+    # clipping must matter here, or the test above would not see it
+    assert (records[1] > 0.5).any()
+
+
+def test_fit_lowers_the_loss_and_leaves_its_arguments_alone():
+    key, x = jr.key(0), data.four_gaussians(jr.key(1), 256)
+    flow = flow_of(jr.key(2))
+    before = train.mean_log_prob(flow, x)
+    result = train.fit(key, flow, x, steps=60, batch_size=64, progress=False)
+    assert train.mean_log_prob(result.flow, x) > before + 0.1
+    # donated buffers would raise here
+    assert train.mean_log_prob(flow, x) == before
+    jr.split(key)
+    assert result.train_loss.shape == result.gradient_norm.shape == (60,)
+    assert result.val_steps.shape == result.val_loss.shape == (0,)
+
+
+def test_float32_is_kept_under_x64(x64):
+    x = data.two_moons(jr.key(1), 64).astype(jnp.float32)
+    result = train.fit(
+        jr.key(0), flow_of(jr.key(2), jnp.float32), x, steps=3, batch_size=8,
+        x_val=x, progress=False,
+    )  # fmt: skip
+    leaves = jax.tree.leaves(eqx.filter(result.flow, eqx.is_inexact_array))
+    assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
+    assert result.train_loss.dtype == result.val_loss.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        lambda w: jnp.nan,
+        lambda w: jnp.inf,
+        lambda w: -w + 0 * jnp.sqrt(jnp.abs(w - 5)),  # the gradient alone is NaN
+    ],
+    ids=["nan", "inf", "gradient"],
+)
+@pytest.mark.parametrize("eval_every", [1, 3, 100])
+def test_failure_keeps_the_last_good_parameters(bad, eval_every):
+    loss = count_then(bad)
+    result = train.fit(
+        jr.key(0), point(), X, steps=12, loss=loss, eval_every=eval_every, throw=False,
+        **COUNT,
+    )  # fmt: skip
+    # w counts the updates: after five of them it is 5, and its loss is bad
+    assert result.failed_step == 5
+    assert result.final_flow.w == result.flow.w == 4
+    np.testing.assert_array_equal(result.train_loss[:5], [0, -1, -2, -3, -4])
+    np.testing.assert_array_equal(result.gradient_norm[:5], 1)
+    recorded = np.stack([result.train_loss, result.gradient_norm])
+    assert not np.isfinite(recorded[:, 5]).all()
+    assert np.isnan(recorded[:, 6:]).all()
+
+
+def test_failure_after_the_last_update_is_seen():
+    result = train.fit(jr.key(0), point(), X, steps=5, loss=NAN, throw=False, **COUNT)
+    assert result.failed_step == 5
+    assert result.flow.w == 4
+    assert np.isfinite(result.train_loss).all()
+    fine = train.fit(jr.key(0), point(), X, steps=4, loss=NAN, **COUNT)
+    assert fine.failed_step is None
+    assert fine.flow.w == 4
+
+
+def test_failure_at_the_very_first_step_keeps_the_initial_parameters():
+    result = train.fit(
+        jr.key(0), point(7.0), X, steps=5, loss=NAN, throw=False, **COUNT
+    )
+    assert result.failed_step == 0
+    assert result.flow.w == 7
+
+
+def test_failure_raises_with_the_result():
+    with pytest.raises(train.NonFiniteError, match=r"loss nan.*at step 5") as caught:
+        train.fit(jr.key(0), point(), X, steps=12, loss=NAN, **COUNT)
+    assert caught.value.result.flow.w == 4
+
+
+def test_best_parameters_by_held_out_loss():
+    def square(point, batch):  # trains away from 0, where the held-out rows are
+        return ((point.w - batch) ** 2).mean()
+
+    result = train.fit(
+        jr.key(0), point(-1.0), X + 10, x_val=X, steps=25, eval_every=4, loss=square,
+        optimizer=optax.sgd(0.01), clip=None, batch_size=4, progress=False,
+    )  # fmt: skip
+    np.testing.assert_array_equal(result.val_steps, [0, 4, 8, 12, 16, 20, 24, 25])
+    w = 10 - 11 * 0.98 ** np.array(result.val_steps)
+    np.testing.assert_allclose(result.val_loss, w**2, rtol=1e-4)
+    assert result.best_step == 4
+    np.testing.assert_allclose(result.flow.w, w[1], rtol=1e-5)
+    np.testing.assert_allclose(result.final_flow.w, w[-1], rtol=1e-5)
+
+
+def test_best_parameters_may_be_the_initial_or_the_last_ones():
+    kwargs = {"x_val": X, "steps": 6, "eval_every": 4, **COUNT}
+    last = train.fit(jr.key(0), point(), X, loss=down, **kwargs)
+    assert (last.best_step, float(last.flow.w)) == (6, 6)
+    kwargs["optimizer"] = optax.sgd(-1.0)
+    first = train.fit(jr.key(0), point(), X, loss=down, **kwargs)
+    assert (first.best_step, float(first.flow.w), float(first.final_flow.w)) == (
+        0,
+        0,
+        -6,
+    )
+
+
+def test_held_out_loss_that_is_never_finite_does_not_stop_training():
+    def loss(point, batch):  # infinite on the held-out rows only
+        return down(point, batch) + jnp.where(batch.max() > 1, jnp.inf, 0.0)
+
+    result = train.fit(jr.key(0), point(), X, x_val=X + 2, steps=3, loss=loss, **COUNT)
+    assert result.best_step is None
+    assert result.failed_step is None
+    assert result.flow.w == 3
+
+
+def test_compiled_once_whatever_the_number_of_steps():
+    traces = []
+
+    def loss(point, batch):
+        traces.append(batch.shape)
+        return down(point, batch)
+
+    options = {"loss": loss, "eval_every": 10, "x_val": X, **COUNT}
+    train.fit(jr.key(0), point(), X, steps=25, **options)
+    first = len(traces)
+    train.fit(jr.key(1), point(1.0), X + 1, steps=40, **options)
+    assert len(traces) == first
+
+
+def test_learning_rate_schedule_and_peak_agree():
+    options = {"steps": 9, "loss": down, "batch_size": 4, "progress": False}
+    peak = train.fit(jr.key(0), point(), X, learning_rate=0.1, **options)
+    schedule = optax.cosine_onecycle_schedule(9, 0.1)
+    given = train.fit(jr.key(0), point(), X, learning_rate=schedule, **options)
+    assert peak.flow.w == given.flow.w != 0
+
+
+def test_non_trainable_parameters_stay():
+    class Pair(eqx.Module):
+        free: Array
+        fixed: Array | paramax.NonTrainable
+
+    def loss(pair, batch):
+        return (pair.free - batch).sum() ** 2 + pair.fixed * pair.free**2
+
+    pair = Pair(jnp.array(1.0), paramax.NonTrainable(jnp.array(3.0)))
+    options = {**COUNT, "optimizer": optax.sgd(1e-3)}
+    result = train.fit(jr.key(0), pair, X, steps=3, loss=loss, **options)
+    assert result.flow.fixed.tree == 3
+    assert result.flow.free != 1
+
+
+def test_fit_many_does_what_fit_does():
+    x = data.two_moons(jr.key(0), 200)
+    keys = jr.split(jr.key(1), 3)
+    options = {"steps": 20, "batch_size": 32, "eval_every": 8, "progress": False}
+    many = train.fit_many(keys, flow_of, x, x_val=x[:50], **options)
+    assert many.train_loss.shape == (3, 20)
+    assert many.val_loss.shape == (3, 4)
+    assert many.failed_step == (None, None, None)
+    for i, key in enumerate(keys):
+        init, batches = jr.split(key)
+        one = train.fit(batches, flow_of(init), x, x_val=x[:50], **options)
+        np.testing.assert_allclose(many.train_loss[i], one.train_loss, rtol=2e-5)
+        np.testing.assert_allclose(many.val_loss[i], one.val_loss, rtol=2e-5)
+        assert many.best_step[i] == one.best_step
+        assert_trees_close(train.member(many.flow, i), one.flow, rtol=1e-3, atol=1e-5)
+    assert len(set(many.train_loss[:, 0])) == 3
+    each = eqx.filter_vmap(train.mean_log_prob, in_axes=(eqx.if_array(0), None))
+    assert each(many.flow, x).shape == (3,)
+
+
+def test_a_seed_that_fails_does_not_stop_the_others():
+    def build(key):  # every other seed starts far below
+        return Point(jnp.where(jr.bernoulli(key), 0.0, -100.0).astype(jnp.float32))
+
+    keys = jr.split(jr.key(0), 4)
+    starts = np.array([build(jr.split(key)[0]).w for key in keys])
+    assert set(starts) == {0.0, -100.0}
+    options = {"steps": 9, "eval_every": 4, "loss": NAN, "x_val": X, **COUNT}
+    result = train.fit_many(keys, build, X, throw=False, **options)
+    failed = starts == 0
+    assert result.failed_step == tuple(5 if bad else None for bad in failed)
+    np.testing.assert_array_equal(result.final_flow.w, np.where(failed, 4, -91))
+    assert np.isfinite(result.train_loss[~failed]).all()
+    assert np.isnan(result.train_loss[failed, 5:]).all()
+    with pytest.raises(train.NonFiniteError, match=r"at step 5 \(seed \d\)") as caught:
+        train.fit_many(keys, build, X, **options)
+    np.testing.assert_array_equal(caught.value.result.final_flow.w, result.final_flow.w)
+
+
+def test_member_takes_one_flow_and_knows_how_many_there_are():
+    flows = eqx.filter_vmap(flow_of)(jr.split(jr.key(0), 2))
+    first = train.member(flows, 0)
+    assert_trees_close(first, flow_of(jr.split(jr.key(0), 2)[0]), rtol=1e-6)
+    with pytest.raises(IndexError, match="below 2, got 2"):
+        train.member(flows, 2)
+
+
+def test_progress_bar(capsys):
+    train.fit(jr.key(0), point(), X, steps=2, loss=down, **COUNT)
+    assert capsys.readouterr().err == ""
+    options = {**COUNT, "progress": True}
+    train.fit(jr.key(0), point(), X, steps=2, loss=down, x_val=X, **options)
+    assert "held out" in capsys.readouterr().err
+
+
+ROWS = np.zeros((20, 2), np.float32)
+NAN_ROW = ROWS.copy()
+NAN_ROW[7, 1] = np.nan
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": ROWS[0]}, r"expected x of shape \(n, 2\), got \(2,\)"),
+        ({"x": ROWS[:, :1]}, r"expected x of shape \(n, 2\), got \(20, 1\)"),
+        ({"x": ROWS[None]}, r"expected x of shape \(n, 2\), got \(1, 20, 2\)"),
+        ({"x": ROWS[:0]}, "at least one row"),
+        ({"x": ROWS.astype(int)}, "dtype float32, got int32"),
+        ({"x": ROWS.astype(np.float16)}, "dtype float32, got float16"),
+        ({"x": NAN_ROW}, r"NaN or inf in 1 of 20 rows, the first in row 7"),
+        ({"x_val": ROWS[:, :1]}, r"expected x_val of shape \(n, 2\)"),
+        ({"x_val": NAN_ROW}, "expected x_val to be finite"),
+        ({"steps": 0}, "expected steps to be an integer >= 1, got 0"),
+        ({"eval_every": 0}, "expected eval_every"),
+        ({"batch_size": 0}, "expected batch_size to be"),
+        ({"batch_size": 21}, r"expected batch_size <= 20 \(rows\), got 21"),
+        ({"clip": 0.0}, "expected clip to be finite and > 0"),
+        ({"learning_rate": -1.0}, "expected learning_rate"),
+        ({"learning_rate": float("nan")}, "expected learning_rate"),
+        ({"learning_rate": 0.1, "optimizer": optax.sgd(1.0)}, "got both"),
+        ({"flow": point()}, "`log_prob`, or a `loss`, got Point"),
+        ({"flow": Point(jnp.array(1)), "loss": down}, "trainable arrays"),
+    ],
+)
+def test_bad_input_is_named(change, message):
+    options = {
+        "x": ROWS,
+        "batch_size": 8,
+        "progress": False,
+        "flow": flow_of(jr.key(0)),
+    }
+    options.update(change)
+    with pytest.raises(ValueError, match=message):
+        train.fit(jr.key(0), **options)
+
+
+def test_float64_data_for_a_float32_flow_is_an_error(x64):
+    x = data.two_moons(jr.key(0), 20)
+    with pytest.raises(ValueError, match="dtype float32, got float64"):
+        train.fit(jr.key(0), flow_of(jr.key(0), jnp.float32), x, batch_size=8)
+
+
+def test_fit_many_needs_seeds():
+    with pytest.raises(ValueError, match="at least one key"):
+        train.fit_many(jr.split(jr.key(0), 3)[:0], flow_of, ROWS, batch_size=8)

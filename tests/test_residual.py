@@ -340,7 +340,9 @@ def test_a_cycle_does_not_converge():
 def test_a_false_bound_is_found_out():
     """The iteration converges, but slower than the declared bound allows."""
     with pytest.raises(RuntimeError, match=r"bound: 0\.1\).* is 0\.[67]"):
-        residual.banach_inverse(lambda x: 0.7 * x, jnp.ones(2), lipschitz=0.1)
+        residual.banach_inverse(
+            lambda x: 0.7 * x, jnp.ones(2), lipschitz=0.1, max_steps=1000
+        )
     t = residual.ResidualMap(sine(0.9), shape=(), lipschitz=0.1)
     with pytest.raises(RuntimeError, match="expected Banach's iteration to converge"):
         t.inverse(jnp.array(3.0))

@@ -57,9 +57,9 @@ def forward(
     widths, heights, raw_slopes = _bins(theta, interval)
     inside = jnp.abs(x) <= interval
     clipped = jnp.clip(x, -interval, interval)
-    chosen = _choose(clipped, widths, interval)
+    passed = _passed(clipped, widths, interval)
     left, width, bottom, height, slope_left, slope_right = _pick(
-        chosen, widths, heights, raw_slopes, interval
+        passed, widths, heights, raw_slopes, interval
     )
     mean_slope = height / width
     xi = (clipped - left) / width
@@ -87,9 +87,9 @@ def inverse(
     widths, heights, raw_slopes = _bins(theta, interval)
     inside = jnp.abs(y) <= interval
     clipped = jnp.clip(y, -interval, interval)
-    chosen = _choose(clipped, heights, interval)
+    passed = _passed(clipped, heights, interval)
     left, width, bottom, height, slope_left, slope_right = _pick(
-        chosen, widths, heights, raw_slopes, interval
+        passed, widths, heights, raw_slopes, interval
     )
     mean_slope = height / width
     rise = clipped - bottom
@@ -118,28 +118,25 @@ def _bins(
     return widths, heights, theta[..., 2 * n_bins :]
 
 
-def _choose(
+def _passed(
     x: Float[Array, "*n"], sizes: Float[Array, "*n k"], interval: float
-) -> Bool[Array, "*n k"]:
-    """One-hot over bins: the bin that holds ``x``, a knot belonging to its left bin."""
-    knots = jnp.cumsum(sizes[..., :-1], axis=-1) - interval
-    beyond = x[..., None] > knots
-    first = jnp.ones_like(beyond[..., :1])
-    last = jnp.zeros_like(beyond[..., :1])
-    return jnp.concatenate([first, beyond], -1) & ~jnp.concatenate([beyond, last], -1)
+) -> Bool[Array, "*n k_minus_1"]:
+    """Which interior knots lie to the left of ``x``: all up to its bin, none after."""
+    return x[..., None] > jnp.cumsum(sizes[..., :-1], axis=-1) - interval
 
 
 def _pick(
-    chosen: Bool[Array, "*n k"],
+    passed: Bool[Array, "*n k_minus_1"],
     widths: Float[Array, "*n k"],
     heights: Float[Array, "*n k"],
     raw_slopes: Float[Array, "*n k_plus_1"],
     interval: float,
 ) -> tuple[Float[Array, "*n"], ...]:
-    """Left edge, width, bottom edge, height and both slopes of the chosen bin."""
-    # a bin lies to the left of the chosen one when a later bin is chosen
-    later = jnp.cumsum(chosen[..., ::-1], axis=-1)[..., ::-1]
-    before = (later - chosen) > 0
+    """Left edge, width, bottom edge, height and both slopes of the bin of a point."""
+    edge = jnp.ones_like(passed[..., :1])
+    # bins whose right end is passed; and the one whose left end alone is
+    before = jnp.concatenate([passed, ~edge], axis=-1)
+    chosen = jnp.concatenate([edge, passed], axis=-1) & ~before
 
     def total(mask: Bool[Array, "*n k"], values: Float[Array, "*n k"]) -> Array:
         return jnp.sum(jnp.where(mask, values, 0.0), axis=-1)

@@ -11,6 +11,7 @@ and any other flow made of flowjax's ``Chain``, ``Scan`` and ``Invert``.
 
 import functools
 import inspect
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from flowjax.bijections import AbstractBijection, Chain, Invert, Scan
 from flowjax.distributions import AbstractDistribution, StandardNormal, Transformed
-from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
+from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray, PyTree
 from paramax import AbstractUnwrappable
 
 from . import masks
@@ -157,8 +158,10 @@ def normalizing_map(
         raise ValueError(
             f"expected a Transformed distribution or a bijection, got {type(flow)}"
         )
-    forward = flow.bijection
-    return forward.bijection if isinstance(forward, Invert) else Invert(forward)
+    forward = _unfreeze(flow.bijection)
+    return (
+        _unfreeze(forward.bijection) if isinstance(forward, Invert) else Invert(forward)
+    )
 
 
 def blocks(
@@ -178,18 +181,9 @@ def blocks(
         >>> len(blocks(coupling_flow(jr.key(0), dim=2, depth=3)))
         3
     """
-    match normalizing_map(flow):
-        case Scan(bijection=stacked):
-            arrays, static = eqx.partition(stacked, eqx.is_array)
-            depth = jax.tree.leaves(arrays)[0].shape[0]
-            take = [jax.tree.map(lambda a, i=i: a[i], arrays) for i in range(depth)]
-            return tuple(eqx.combine(part, static) for part in take)
-        case Chain(bijections=bijections):
-            return tuple(_unfreeze(part) for part in bijections)
-        case Invert(bijection=inner) if isinstance(inner, Scan | Chain):
-            return tuple(Invert(block) for block in reversed(blocks(inner)))
-        case whole:
-            return (whole,)
+    inner, inverted = outermost(normalizing_map(flow))
+    found = tuple(_unfreeze(part) for part in elements(inner))
+    return tuple(Invert(block) for block in reversed(found)) if inverted else found
 
 
 def intermediates(
@@ -204,18 +198,85 @@ def intermediates(
     Returns:
         The states, shape ``(number of blocks + 1, *event shape)``: the first is ``x``.
     """
-    bijection = normalizing_map(flow)
-    if isinstance(bijection, Scan):
 
-        def step(state: Array, block: AbstractBijection) -> tuple[Array, Array]:
-            return (after := block.transform(state)), after
+    def step(state: Array, block: AbstractBijection, _: Array) -> tuple[Array, Array]:
+        return (after := block.transform(state)), after
 
-        _, states = _scan(step, x, bijection.bijection)
-        return jnp.concatenate([x[None], states])
-    states = [x]
-    for block in blocks(bijection):
-        states.append(block.transform(states[-1]))
-    return jnp.stack(states)
+    _, states = walk(step, x, normalizing_map(flow))
+    return jnp.concatenate([x[None], states])
+
+
+def walk(
+    step: Callable[..., tuple[PyTree, PyTree]],
+    init: PyTree,
+    bijection: AbstractBijection,
+    extra: PyTree = None,
+) -> tuple[PyTree, PyTree]:
+    """Fold over the blocks of a bijection, the first to act first.
+
+    A ``Scan`` is folded by ``jax.lax.scan``: one block is compiled, whatever the depth.
+
+    Args:
+        step: ``carry, out = step(carry, block, item)``.
+        init: The first carry.
+        bijection: What to walk along.
+        extra: Arrays that lead with an axis of blocks; each step gets its slice as
+            ``item``.
+
+    Returns:
+        The last carry, and the outputs stacked over blocks.
+    """
+    inner, inverted = outermost(bijection)
+    turn: Callable = Invert if inverted else lambda block: block
+    extra = jnp.zeros(depth_of(bijection)) if extra is None else extra
+    if isinstance(inner, Scan):
+        arrays, static = eqx.partition(inner.bijection, eqx.is_array)
+        if inverted:
+            arrays = jax.tree.map(lambda a: a[::-1], arrays)
+        return jax.lax.scan(
+            lambda carry, part: step(
+                carry, turn(eqx.combine(part[0], static)), part[1]
+            ),
+            init,
+            (arrays, extra),
+        )
+    carry, outs = init, []
+    for i, block in enumerate(elements(inner)[:: -1 if inverted else 1]):
+        item = jax.tree.map(lambda a, i=i: a[i], extra)
+        carry, out = step(carry, turn(_unfreeze(block)), item)
+        outs.append(out)
+    return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outs)
+
+
+def outermost(bijection: AbstractBijection) -> tuple[AbstractBijection, bool]:
+    """The ``Scan`` or ``Chain`` that holds the blocks, and whether it runs backwards.
+
+    A bijection that is neither is its own single block.
+    """
+    if isinstance(bijection, Invert) and isinstance(bijection.bijection, Scan | Chain):
+        return bijection.bijection, True
+    return bijection, False
+
+
+def depth_of(bijection: AbstractBijection) -> int:
+    """How many blocks a bijection has."""
+    inner, _ = outermost(bijection)
+    if isinstance(inner, Scan):
+        return len(jax.tree.leaves(eqx.filter(inner, eqx.is_array))[0])
+    return len(inner.bijections) if isinstance(inner, Chain) else 1
+
+
+def elements(
+    inner: AbstractBijection,
+) -> tuple[AbstractBijection | AbstractUnwrappable[AbstractBijection], ...]:
+    """The blocks of what :func:`outermost` found, in the order in which they stand."""
+    if isinstance(inner, Scan):
+        arrays, static = eqx.partition(inner.bijection, eqx.is_array)
+        return tuple(
+            eqx.combine(jax.tree.map(lambda a, i=i: a[i], arrays), static)
+            for i in range(depth_of(inner))
+        )
+    return inner.bijections if isinstance(inner, Chain) else (inner,)
 
 
 def initialize_actnorm(flow: Transformed, x: Float[Array, "n ..."]) -> Transformed:
@@ -273,12 +334,12 @@ def _initialize(
             static = eqx.filter(stacked, eqx.is_array, inverse=True)
 
             def step(
-                x: Array, block: AbstractBijection
+                x: Array, block: AbstractBijection, _: Array
             ) -> tuple[Array, AbstractBijection]:
                 ready, x = _initialize(block, x)
                 return x, eqx.filter(ready, eqx.is_array)
 
-            x, arrays = _scan(step, x, stacked)
+            x, arrays = walk(step, x, bijection)
             return Scan(eqx.combine(arrays, static)), x
     return bijection, jax.vmap(_unfreeze(bijection).transform)(x)
 
@@ -287,14 +348,6 @@ def _unfreeze(
     part: AbstractBijection | AbstractUnwrappable[AbstractBijection],
 ) -> AbstractBijection:
     return part.unwrap() if isinstance(part, AbstractUnwrappable) else part
-
-
-def _scan(step, init, stacked):
-    """``lax.scan`` over a module with stacked arrays; ``step`` sees whole modules."""
-    arrays, static = eqx.partition(stacked, eqx.is_array)
-    return jax.lax.scan(
-        lambda carry, part: step(carry, eqx.combine(part, static)), init, arrays
-    )
 
 
 def _check_options(kind: str, options: dict) -> None:

@@ -263,7 +263,7 @@ def _commit(folder: Path, chapter: str) -> str:
     try:
         top = git("rev-parse", "--show-toplevel").stdout.strip()
         commit = git("rev-parse", "--short=12", "HEAD").stdout.strip()
-        ran = (":/gauss_flows", ":/_style.py", f":/book/{chapter}.md")
+        ran = ("gauss_flows", "_style.py", f"book/{chapter}.md")
         changed = git("-C", top, "status", "--porcelain", "--", *ran).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

@@ -18,13 +18,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flowjax.bijections import AbstractBijection, Chain, Invert, Scan
+from flowjax.bijections import AbstractBijection, Scan
 from flowjax.distributions import AbstractDistribution, Transformed
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 from paramax import NonTrainable, unwrap
 
-from .stack import normalizing_map
+from .stack import depth_of, elements, normalizing_map, outermost, walk
 
 Flow = AbstractDistribution | AbstractBijection
 Loss = Callable[[Any, Array], Array]
@@ -126,10 +126,10 @@ def _state_gradients(flow: Transformed, x: Array) -> Array:
             return (state + kick, log_det + more), None
 
         start = (x + kicks[0], jnp.zeros((), x.dtype))
-        (z, log_det), _ = _walk(step, start, stack, kicks[1:])
+        (z, log_det), _ = walk(step, start, stack, kicks[1:])
         return flow.base_dist.log_prob(z) + log_det
 
-    return jax.grad(log_prob)(jnp.zeros((_depth(stack) + 1, *x.shape), x.dtype))
+    return jax.grad(log_prob)(jnp.zeros((depth_of(stack) + 1, *x.shape), x.dtype))
 
 
 def signal_norms(
@@ -144,16 +144,16 @@ def signal_norms(
 
 def parameter_count(flow: Flow) -> int:
     """How many trainable numbers there are, in the base distribution too."""
-    return sum(leaf.size for leaf in jax.tree.leaves(_trainable(flow)[0]))
+    return _count(flow)
 
 
 def block_parameter_counts(flow: Flow) -> Int[np.ndarray, " n_blocks"]:
     """How many of them each block has, data side first."""
-    inner, inverted = _outermost(normalizing_map(flow))
+    inner, inverted = outermost(normalizing_map(flow))
     if isinstance(inner, Scan):
-        depth = _depth(inner)
-        return np.full(depth, parameter_count(inner) // depth)
-    counts = np.array([parameter_count(part) for part in _elements(inner)])
+        depth = depth_of(inner)
+        return np.full(depth, _count(inner) // depth)
+    counts = np.array([_count(part) for part in elements(inner)])
     return counts[::-1] if inverted else counts
 
 
@@ -217,7 +217,7 @@ def block_jacobians(flow: Flow, x: Float[Array, "..."]) -> Float[Array, "n_block
     def step(state, block, _):
         return block.transform(state), jacobian(block, state)
 
-    return _walk(step, x, normalizing_map(flow))[1]
+    return walk(step, x, unwrap(normalizing_map(flow)))[1]
 
 
 @eqx.filter_jit
@@ -230,7 +230,7 @@ def block_singular_values(
     def step(state, block, _):
         return block.transform(state), singular_values(block, state)
 
-    return _walk(step, x, normalizing_map(flow))[1]
+    return walk(step, x, unwrap(normalizing_map(flow)))[1]
 
 
 def product_bounds(
@@ -291,12 +291,16 @@ def _inverse_jacobian(flow: Flow, x: Array) -> Array:
 
     with jax.default_matmul_precision("highest"):
         start = (x, jnp.eye(x.size, dtype=x.dtype))
-        return _walk(step, start, normalizing_map(flow))[0][1]
+        return walk(step, start, unwrap(normalizing_map(flow)))[0][1]
 
 
 def _trainable(tree: Any) -> tuple[Any, Any]:
     frozen = lambda leaf: isinstance(leaf, NonTrainable)  # noqa: E731
     return eqx.partition(tree, eqx.is_inexact_array, is_leaf=frozen)
+
+
+def _count(tree: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(_trainable(tree)[0]))
 
 
 @eqx.filter_jit
@@ -308,60 +312,18 @@ def _gradient(flow: AbstractDistribution, x: Array, loss: Loss) -> Any:
 @eqx.filter_jit
 def _gradient_norms(flow: Transformed, x: Array, loss: Loss) -> GradientNorms:
     gradient = _gradient(flow, x, loss)
-    inner, inverted = _outermost(normalizing_map(gradient))
+    inner, inverted = outermost(normalizing_map(gradient))
     if isinstance(inner, Scan):
         leaves = [leaf.reshape(len(leaf), -1) for leaf in jax.tree.leaves(inner)]
         blocks = jnp.linalg.norm(jnp.concatenate(leaves, axis=1), axis=1)
     else:
-        blocks = jnp.stack([_norm(part) for part in _elements(inner)])
+        blocks = jnp.stack([_norm(part) for part in elements(inner)])
     blocks = blocks[::-1] if inverted else blocks
     return GradientNorms(_norm(gradient), blocks, _norm(gradient.base_dist))
 
 
 def _norm(tree: Any) -> Float[Array, ""]:
     return jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree)))
-
-
-def _outermost(stack: AbstractBijection) -> tuple[AbstractBijection, bool]:
-    """The ``Scan`` or ``Chain`` that holds the blocks; is it run backwards?"""
-    if isinstance(stack, Invert) and isinstance(stack.bijection, Scan | Chain):
-        return stack.bijection, True
-    return stack, False
-
-
-def _elements(inner: AbstractBijection) -> tuple[Any, ...]:
-    return inner.bijections if isinstance(inner, Chain) else (inner,)
-
-
-def _depth(stack: AbstractBijection) -> int:
-    inner, _ = _outermost(stack)
-    if isinstance(inner, Scan):
-        return len(jax.tree.leaves(eqx.filter(inner, eqx.is_array))[0])
-    return len(_elements(inner))
-
-
-def _walk(step: Callable, init: Any, stack: AbstractBijection, extra: Any = None):
-    """Fold ``carry, out = step(carry, block, extra[k])``, data side first."""
-    inner, inverted = _outermost(unwrap(stack))
-    turn = Invert if inverted else (lambda block: block)
-    extra = jnp.zeros(_depth(stack)) if extra is None else extra
-    if isinstance(inner, Scan):
-        arrays, static = eqx.partition(inner.bijection, eqx.is_array)
-        if inverted:
-            arrays = jax.tree.map(lambda a: a[::-1], arrays)
-        return jax.lax.scan(
-            lambda carry, part: step(
-                carry, turn(eqx.combine(part[0], static)), part[1]
-            ),
-            init,
-            (arrays, extra),
-        )
-    carry, outs = init, []
-    blocks = _elements(inner)[::-1] if inverted else _elements(inner)
-    for block, item in zip(blocks, extra, strict=True):
-        carry, out = step(carry, turn(block), item)
-        outs.append(out)
-    return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outs)
 
 
 def _check_batch(flow: AbstractDistribution, x: Array) -> None:

@@ -262,7 +262,9 @@ def test_gradient_memory_does_not_grow_with_the_steps():
             return jnp.sum(found.x)
 
         compiled = jax.jit(jax.grad(loss)).lower(0.3).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
+        analysis = compiled.memory_analysis()
+        assert analysis is not None
+        return analysis.temp_size_in_bytes
 
     assert memory(0.999) == memory(0.3)
 

@@ -143,7 +143,7 @@ def _interval(inputs, state):
     plan, static, *rest = inputs
 
     def one(static, state):
-        return _one_interval(plan, static, *rest, state)
+        return _one_interval(plan, static, *rest, state)  # pyright: ignore
 
     return eqx.filter_vmap(one)(static, state) if plan.many else one(static, state)
 

@@ -115,7 +115,7 @@ def digits(key: PRNGKeyArray, n: int) -> Float[Array, "n 64"]:
     from sklearn.datasets import load_digits
 
     _check.at_least_one(n=n)
-    pictures = load_digits().data
+    pictures = load_digits(return_X_y=True)[0]
     if n > len(pictures):
         raise ValueError(f"expected n <= {len(pictures)} pictures, got {n}")
     k_choice, k_noise = jr.split(key)

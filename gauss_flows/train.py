@@ -231,7 +231,8 @@ def _optimizer(steps, learning_rate, clip, optimizer):
     # Cached, so that a second fit finds the same functions and compiles nothing.
     if optimizer is None and not callable(learning_rate):
         learning_rate = optax.cosine_onecycle_schedule(steps, learning_rate)
-    optimizer = optax.adam(learning_rate) if optimizer is None else optimizer
+    if optimizer is None:
+        optimizer = optax.adam(learning_rate)  # pyright: ignore[reportArgumentType]
     if clip is None:
         return optimizer
     return optax.chain(optax.clip_by_global_norm(clip), optimizer)

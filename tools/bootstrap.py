@@ -6,7 +6,9 @@ at once: a stamp in `.venv` holds a digest of what the environment was made from
 
 import argparse
 import hashlib
+import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -15,7 +17,7 @@ from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv"
-STAMP = VENV / "gauss_flows.stamp"
+STAMP = VENV / "gauss_flows.json"
 OLDEST = (3, 11)
 
 
@@ -27,48 +29,45 @@ def stop(text: str) -> NoReturn:
     sys.exit(f"set-up: {text}")
 
 
-def find_python() -> str:
-    """A Python that is new enough: this one, else the first newer one on the path."""
+def use_new_python() -> None:
+    """Go on with a Python that is new enough: this one, or the first on the path."""
     if sys.version_info[:2] >= OLDEST:
-        return sys.executable
-    wanted = ".".join(map(str, OLDEST))
+        return
     for minor in range(OLDEST[1], OLDEST[1] + 10):
         if found := shutil.which(f"python3.{minor}"):
-            return found
+            os.execv(found, [found, *sys.argv])
     stop(
-        f"Python {wanted} or newer is needed; {sys.executable} is "
-        f"{sys.version.split()[0]} and no newer one was found. Install one, or name "
+        f"Python {OLDEST[0]}.{OLDEST[1]} or newer is needed; {sys.executable} is "
+        f"{platform.python_version()} and no newer one was found. Install one, or name "
         "it: make PYTHON=/path/to/python"
     )
 
 
-def version(python: str) -> str:
-    code = "import sys; print('.'.join(map(str, sys.version_info[:3])))"
-    return subprocess.run(
-        [python, "-c", code], check=True, capture_output=True, text=True
-    ).stdout.strip()
+def wanted(extra: str) -> dict[str, str]:
+    """What the environment is made from: the Python, and a hash of what it holds."""
+    import tomllib
+
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    pyproject.pop("tool")  # how to lint and test, which installs nothing
+    about = [extra, pyproject, (ROOT / "constraints.txt").read_text(encoding="utf-8")]
+    packages = hashlib.sha256(json.dumps(about).encode()).hexdigest()
+    return {"python": f"{platform.python_version()} in {ROOT}", "packages": packages}
 
 
-def digest(python: str, extra: str) -> str:
-    """What the environment depends on, as one hash."""
-    found = hashlib.sha256(f"{version(python)} {extra} {ROOT}".encode())
-    for name in ("pyproject.toml", "constraints.txt", "tools/bootstrap.py"):
-        found.update((ROOT / name).read_bytes())
-    return found.hexdigest()
-
-
-def make_venv(python: str) -> None:
+def make_venv() -> None:
     """Make `.venv`, fetching Debian's venv package where it is missing."""
 
     def attempt() -> subprocess.CompletedProcess:
         return subprocess.run(
-            [python, "-m", "venv", "--clear", str(VENV)], capture_output=True, text=True
+            [sys.executable, "-m", "venv", "--clear", VENV],
+            capture_output=True,
+            text=True,
         )
 
     tried = attempt()
     if tried.returncode == 0:
         return
-    package = f"python{'.'.join(version(python).split('.')[:2])}-venv"
+    package = f"python{sys.version_info.major}.{sys.version_info.minor}-venv"
     if os.geteuid() == 0 and shutil.which("apt-get"):
         say(f"this Python cannot make environments yet; installing {package}")
         quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
@@ -80,7 +79,7 @@ def make_venv(python: str) -> None:
     shutil.rmtree(VENV, ignore_errors=True)
     print(tried.stdout + tried.stderr, file=sys.stderr)
     stop(
-        f"{python} -m venv does not work here. On Debian or Ubuntu, as root: "
+        f"{sys.executable} -m venv does not work here. On Debian or Ubuntu, as root: "
         f"apt-get install {package}"
     )
 
@@ -103,17 +102,19 @@ def install(extra: str) -> None:
 
 
 def main() -> None:
+    use_new_python()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--extra", default="", help="'gpu' for a CUDA machine")
     extra = parser.parse_args().extra
-    python = find_python()
-    wanted = digest(python, extra)
-    if STAMP.exists() and STAMP.read_text() == wanted:
+    want = wanted(extra)
+    have = json.loads(STAMP.read_text()) if STAMP.exists() else {}
+    if have == want:
         return
-    say(f"making .venv with Python {version(python)}")
-    make_venv(python)
+    if have.get("python") != want["python"]:
+        say(f"making .venv with Python {platform.python_version()}")
+        make_venv()
     install(extra)
-    STAMP.write_text(wanted)
+    STAMP.write_text(json.dumps(want))
     say("done")
 
 

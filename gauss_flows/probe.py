@@ -22,19 +22,14 @@ from flowjax.bijections import AbstractBijection, Scan
 from flowjax.distributions import AbstractDistribution, Transformed
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int
-from paramax import NonTrainable, unwrap
+from paramax import unwrap
 
+from ._loop import trainable
 from .stack import depth_of, elements, normalizing_map, outermost, walk
+from .train import negative_log_likelihood
 
 Flow = AbstractDistribution | AbstractBijection
 Loss = Callable[[Any, Array], Array]
-
-
-def negative_log_likelihood(
-    flow: AbstractDistribution, x: Float[Array, "n ..."]
-) -> Float[Array, ""]:
-    """Mean of ``-flow.log_prob`` over a batch, in nats per event."""
-    return -jnp.mean(flow.log_prob(x))
 
 
 class GradientNorms(NamedTuple):
@@ -60,7 +55,7 @@ def gradient_norms(
         flow: A ``Transformed`` distribution.
         x: Batch of events, shape ``(n, *flow.shape)``, ``n >= 1``.
         loss: ``loss(flow, x)``, a scalar; by default
-            :func:`negative_log_likelihood`.
+            :func:`gauss_flows.train.negative_log_likelihood`.
 
     Raises:
         ValueError: If ``flow`` has no bijection, or the batch is empty, has another
@@ -294,18 +289,13 @@ def _inverse_jacobian(flow: Flow, x: Array) -> Array:
         return walk(step, start, unwrap(normalizing_map(flow)))[0][1]
 
 
-def _trainable(tree: Any) -> tuple[Any, Any]:
-    frozen = lambda leaf: isinstance(leaf, NonTrainable)  # noqa: E731
-    return eqx.partition(tree, eqx.is_inexact_array, is_leaf=frozen)
-
-
 def _count(tree: Any) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(_trainable(tree)[0]))
+    return sum(leaf.size for leaf in jax.tree.leaves(trainable(tree)[0]))
 
 
 @eqx.filter_jit
 def _gradient(flow: AbstractDistribution, x: Array, loss: Loss) -> Any:
-    parameters, rest = _trainable(flow)
+    parameters, rest = trainable(flow)
     return jax.grad(lambda p: loss(eqx.combine(p, rest), x))(parameters)
 
 

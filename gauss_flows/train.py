@@ -222,7 +222,8 @@ def mean_log_prob(flow: PyTree, x: Float[Array, "n ..."]) -> Float[Array, ""]:
     return flow.log_prob(x).mean()
 
 
-def _negative_log_likelihood(flow, x):
+def negative_log_likelihood(flow: PyTree, x: Float[Array, "n ..."]) -> Float[Array, ""]:
+    """Minus the mean log-probability of the rows of ``x`` in nats: the default loss."""
     return -flow.log_prob(x).mean()
 
 
@@ -260,7 +261,7 @@ def _fit(
     if batch_size > len(x):
         raise ValueError(f"expected batch_size <= {len(x)} (rows), got {batch_size}")
     plan = _loop.Plan(
-        loss=loss or _negative_log_likelihood,
+        loss=loss or negative_log_likelihood,
         optimizer=_optimizer(steps, learning_rate, clip, optimizer),
         batch_size=batch_size,
         interval=min(eval_every, steps),

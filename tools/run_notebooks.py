@@ -81,18 +81,8 @@ def failure(source: Path, path: Path) -> str:
     return f"{source.relative_to(nbs.ROOT)}: stopped (see above)"
 
 
-def run(source: Path, path: Path, place: str, lane: str) -> tuple[float, str]:
-    """Execute the notebook at `path`; the seconds it took, and the error if any."""
-    started = time.monotonic()
-    process = subprocess.Popen(
-        [sys.executable, ONE, path, str(SECONDS_A_CELL[lane])],
-        cwd=nbs.ROOT,
-        env=kernel_environment(lane),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    )
+def follow(process: subprocess.Popen[str], name: str, started: float) -> str:
+    """Show where a notebook is until it ends; what it printed meanwhile."""
     lines: queue.Queue[str | None] = queue.Queue()
 
     def read() -> None:
@@ -114,12 +104,33 @@ def run(source: Path, path: Path, place: str, lane: str) -> tuple[float, str]:
             log.append(line)
         if time.monotonic() >= due:
             spent = clock(time.monotonic() - started)
-            say(f"{place} {source.stem}: {cell}, {spent}", passing=True)
+            say(f"{name}: {cell}, {spent}", passing=True)
             due = time.monotonic() + SIGN_OF_LIFE
+    return COLOUR.sub("", "".join(log)).rstrip()
+
+
+def run(source: Path, path: Path, place: str, lane: str) -> tuple[float, str]:
+    """Execute the notebook at `path`; the seconds it took, and the error if any."""
+    started = time.monotonic()
+    process = subprocess.Popen(
+        [sys.executable, ONE, path, str(SECONDS_A_CELL[lane])],
+        cwd=nbs.ROOT,
+        env=kernel_environment(lane),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    try:
+        log = follow(process, f"{place} {source.stem}", started)
+        code = process.wait()
+    except BaseException:
+        process.terminate()  # nbmake then stops the kernel
+        raise
     seconds = time.monotonic() - started
-    if process.wait() == 0:
+    if code == 0:
         return seconds, ""
-    say(COLOUR.sub("", "".join(log)).rstrip())
+    say(log)
     return seconds, failure(source, path)
 
 

@@ -1,7 +1,6 @@
 """Build the site from the executed notebooks; nothing is executed here."""
 
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
@@ -79,7 +78,6 @@ def build() -> int:
     process = subprocess.Popen(
         command,
         cwd=nbs.ROOT,
-        env={**os.environ, "NO_COLOR": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -88,6 +86,7 @@ def build() -> int:
     told = False
     with LOG.open("w", encoding="utf-8") as log:
         for line in process.stdout:
+            line = nbs.COLOUR.sub("", line)
             log.write(line)
             if any(word in line for word in ("WARNING", "ERROR", "CRITICAL")):
                 print(line.rstrip(), flush=True)

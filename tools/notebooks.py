@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from importlib.metadata import version
@@ -23,6 +24,7 @@ from nbformat import NotebookNode
 ROOT = Path(__file__).resolve().parents[1]
 EXECUTED = ROOT / "_notebooks"
 RECORDS = ROOT / "book" / "records"
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # of terminals, no use in a log
 LANES = ("quick", "full")
 PACKAGES = ("jax", "flowjax", "equinox", "optax")
 

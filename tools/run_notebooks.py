@@ -24,7 +24,6 @@ from nbmake_one import MARK
 ONE = Path(__file__).with_name("nbmake_one.py")
 RUNNING = nbs.EXECUTED / "running"
 SECONDS_A_CELL = {"quick": 1800, "full": 6 * 3600}
-COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 TERMINAL = sys.stdout.isatty()
 SIGN_OF_LIFE = 1 if TERMINAL else 30  # seconds
 
@@ -106,7 +105,7 @@ def follow(process: subprocess.Popen[str], name: str, started: float) -> str:
             spent = clock(time.monotonic() - started)
             say(f"{name}: {cell}, {spent}", passing=True)
             due = time.monotonic() + SIGN_OF_LIFE
-    return COLOUR.sub("", "".join(log)).rstrip()
+    return nbs.COLOUR.sub("", "".join(log)).rstrip()
 
 
 def run(source: Path, path: Path, place: str, lane: str) -> tuple[float, str]:

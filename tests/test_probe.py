@@ -389,10 +389,10 @@ def test_wrong_event(flow):
 
 def test_wrong_kind(batch):
     bijection: Any = Linear(jnp.eye(2))
-    with pytest.raises(ValueError, match="expected a distribution"):
+    with pytest.raises((ValueError, TypeError), match=r"[Dd]istribution"):
         probe.gradient_norm(bijection, batch)
     no_blocks: Any = StandardNormal((2,))
-    with pytest.raises(ValueError, match="expected a Transformed"):
+    with pytest.raises((ValueError, TypeError), match="Transformed"):
         probe.block_gradient_norms(no_blocks, batch)
     with pytest.raises(ValueError, match="at least one event"):
         probe.lipschitz_lower_bound(jnp.sin, jnp.zeros((0, 2)))

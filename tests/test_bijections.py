@@ -78,11 +78,10 @@ BIJECTIONS = {
     "stack, spline": flow_map(),
     "stack, affine with actnorm": flow_map(coupling="affine", actnorm=True),
 }
-COUPLINGS = [
-    name
-    for name in BIJECTIONS
-    if name.split(",")[0] in ("additive", "affine", "spline")
-]
+COUPLINGS = [n for n in BIJECTIONS if n.startswith(("additive", "affine", "spline"))]
+# An unbounded scale overflows once the conditioner's output does; that is a property of
+# the map, so these are tried near the data only. All others must bear any finite point.
+UNBOUNDED = [n for n in BIJECTIONS if "affine" in n and "bounded" not in n]
 
 # Rounding of a few tens of operations, times slopes of up to about 10; the steepest
 # spline bin multiplies a rounding error by its inverse slope.

@@ -118,7 +118,7 @@ def _state_gradients(flow: Transformed, x: Array) -> Array:
         def step(carry, block, kick):
             state, log_det = carry
             state, more = block.transform_and_log_det(state)
-            return (state + kick, log_det + more), None
+            return (state + kick, log_det + more.astype(log_det.dtype)), None
 
         start = (x + kicks[0], jnp.zeros((), x.dtype))
         (z, log_det), _ = walk(step, start, stack, kicks[1:])

@@ -185,7 +185,7 @@ def singular_values(flow: Flow, x: Float[Array, "..."]) -> Float[Array, " d"]:
         return values
     if d == 2:
         log_det = normalizing_map(flow).transform_and_log_det(x)[1]
-        small = jnp.exp(log_det - jnp.log(values[0]))
+        small = jnp.exp(log_det - jnp.log(values[0])).astype(values.dtype)
         return jnp.stack([values[0], jnp.minimum(small, values[0])])
     small = 1 / jnp.linalg.svd(_inverse_jacobian(flow, x), compute_uv=False)[::-1]
     merged = jnp.where(values**2 >= values[0] * small[-1], values, small)

@@ -56,18 +56,17 @@ def forward(
     """
     widths, heights, raw_slopes = _bins(theta, interval)
     inside = jnp.abs(x) <= interval
-    clipped = jnp.clip(x, -interval, interval)
+    clipped = _clip(x, -interval, interval)
     passed = _passed(clipped, widths, interval)
     left, width, bottom, height, slope_left, slope_right = _pick(
         passed, widths, heights, raw_slopes, interval
     )
     mean_slope = height / width
-    xi = (clipped - left) / width
-    curve = xi * (1 - xi)
-    denominator = mean_slope + (slope_right + slope_left - 2 * mean_slope) * curve
-    y = bottom + height * (mean_slope * xi**2 + slope_left * curve) / denominator
-    y = jnp.clip(y, -interval, interval)
-    log_slope = _log_derivative(xi, mean_slope, slope_left, slope_right, denominator)
+    xi = _clip((clipped - left) / width, 0.0, 1.0)
+    denominator = _denominator(xi, mean_slope, slope_left, slope_right)
+    risen = (mean_slope * xi**2 + slope_left * xi * (1 - xi)) / denominator
+    y = _clip(bottom + height * risen, -interval, interval)
+    log_slope = _log_derivative(xi, mean_slope, slope_left, slope_right)
     return jnp.where(inside, y, x), jnp.where(inside, log_slope, 0.0)
 
 
@@ -86,24 +85,17 @@ def inverse(
     """
     widths, heights, raw_slopes = _bins(theta, interval)
     inside = jnp.abs(y) <= interval
-    clipped = jnp.clip(y, -interval, interval)
+    clipped = _clip(y, -interval, interval)
     passed = _passed(clipped, heights, interval)
     left, width, bottom, height, slope_left, slope_right = _pick(
         passed, widths, heights, raw_slopes, interval
     )
     mean_slope = height / width
-    rise = clipped - bottom
-    bend = slope_right + slope_left - 2 * mean_slope
-    # a xi^2 + b xi + c = 0; the root that stays in [0, 1] (Durkan et al., eq. 6-8)
-    a = height * (mean_slope - slope_left) + rise * bend
-    b = height * slope_left - rise * bend
-    c = -mean_slope * rise
-    # rounding can push the discriminant to zero or below, where sqrt has no gradient
-    discriminant = jnp.maximum(b**2 - 4 * a * c, jnp.finfo(y.dtype).tiny)
-    xi = 2 * c / (-b - jnp.sqrt(discriminant))
-    x = jnp.clip(left + xi * width, -interval, interval)
-    denominator = mean_slope + bend * xi * (1 - xi)
-    log_slope = _log_derivative(xi, mean_slope, slope_left, slope_right, denominator)
+    # the edge of a bin is a sum, so rounding can put a point just outside its bin
+    risen = _clip((clipped - bottom) / height, 0.0, 1.0)
+    xi = _solve(risen, mean_slope, slope_left, slope_right)
+    x = _clip(left + xi * width, -interval, interval)
+    log_slope = _log_derivative(xi, mean_slope, slope_left, slope_right)
     return jnp.where(inside, x, y), jnp.where(inside, -log_slope, 0.0)
 
 
@@ -151,8 +143,52 @@ def _pick(
     )
 
 
+def _clip(x: Float[Array, "*n"], low: float, high: float) -> Float[Array, "*n"]:
+    """Clip, with derivative 1 on both ends, where ``jnp.clip`` has one half."""
+    return jnp.where(x < low, low, jnp.where(x > high, high, x))
+
+
 def _slope(raw: Float[Array, "*n"]) -> Float[Array, "*n"]:
     return MIN_SLOPE + jax.nn.softplus(raw + _RAW_UNIT_SLOPE)
+
+
+def _denominator(
+    xi: Float[Array, "*n"],
+    mean_slope: Float[Array, "*n"],
+    slope_left: Float[Array, "*n"],
+    slope_right: Float[Array, "*n"],
+) -> Float[Array, "*n"]:
+    """Denominator of equation 4 of Durkan et al., as a sum of positive terms."""
+    straight = mean_slope * (xi**2 + (1 - xi) ** 2)
+    return straight + (slope_left + slope_right) * xi * (1 - xi)
+
+
+def _solve(
+    u: Float[Array, "*n"],
+    mean_slope: Float[Array, "*n"],
+    slope_left: Float[Array, "*n"],
+    slope_right: Float[Array, "*n"],
+) -> Float[Array, "*n"]:
+    r"""Where in its bin the spline has risen by the fraction ``u`` of the bin's height.
+
+    The root in [0, 1] of the quadratic of equations 6 to 8 of Durkan et al. Their
+    coefficients cancel in steep bins, down to a negative discriminant. With
+    :math:`p = d_l (1 - u)` and :math:`q = d_r u` for the slopes at the two ends and
+    :math:`s` for the mean slope the root is
+
+    .. math:: \xi = \frac{2 s u}{2 s u + t}, \qquad
+        t = p - q + \sqrt{(p - q)^2 + 4 s^2 u (1 - u)},
+
+    in which nothing but :math:`p - q` can be negative; where it is, the equal
+    :math:`t = 4 s^2 u (1 - u) / (q - p + \sqrt{\dots})` avoids the cancellation.
+    """
+    tilt = slope_left * (1 - u) - slope_right * u
+    product = 4 * mean_slope**2 * u * (1 - u)
+    rises = tilt >= 0
+    far_root = jnp.where(rises, tilt, -tilt) + jnp.sqrt(tilt**2 + product)
+    t = jnp.where(rises, far_root, product / far_root)
+    twice = 2 * mean_slope * u
+    return twice / (twice + t)
 
 
 def _log_derivative(
@@ -160,7 +196,6 @@ def _log_derivative(
     mean_slope: Float[Array, "*n"],
     slope_left: Float[Array, "*n"],
     slope_right: Float[Array, "*n"],
-    denominator: Float[Array, "*n"],
 ) -> Float[Array, "*n"]:
     """Equation 5 of Durkan et al."""
     numerator = (
@@ -168,4 +203,5 @@ def _log_derivative(
         + 2 * mean_slope * xi * (1 - xi)
         + slope_left * (1 - xi) ** 2
     )
+    denominator = _denominator(xi, mean_slope, slope_left, slope_right)
     return jnp.log(numerator) + 2 * jnp.log(mean_slope / denominator)

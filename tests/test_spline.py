@@ -33,6 +33,32 @@ def test_log_slope_is_the_derivative(x64):
     )
 
 
+def test_log_slope_is_the_derivative_at_ends_and_knots(x64):
+    """With equal bins the knots are exact, and so are ties in every comparison."""
+    x = jnp.linspace(-INTERVAL, INTERVAL, 9)
+    theta = jnp.concatenate([jnp.zeros((9, 16)), parameters(9)[:, :9]], axis=-1)
+    for direction in (forward, inverse):
+        slope = jax.vmap(jax.grad(lambda x, t, f=direction: f(x, t, INTERVAL)[0]))
+        expected = jnp.exp(direction(x, theta, INTERVAL)[1])
+        np.testing.assert_allclose(slope(x, theta), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("direction", [forward, inverse])
+@pytest.mark.parametrize("spread", [1.0, 1e2, 1e4, 1e6])
+def test_values_and_gradients_stay_finite_in_float32(direction, spread):
+    """However steep the bins; the textbook's root of the quadratic fails at 1e2."""
+    theta = parameters(5000, spread)
+    x = jr.uniform(jr.key(1), (5000,), minval=-1.1 * INTERVAL, maxval=1.1 * INTERVAL)
+
+    def total(x, theta):
+        y, log_slope = direction(x, theta, INTERVAL)
+        return y + log_slope
+
+    gradients = jax.vmap(jax.value_and_grad(total, argnums=(0, 1)))(x, theta)
+    for leaf in jax.tree.leaves(gradients):
+        assert jnp.isfinite(leaf).all()
+
+
 def test_increasing_and_onto_the_interval(x64):
     x = jnp.linspace(-INTERVAL, INTERVAL, 2001)
     theta = jnp.broadcast_to(parameters(1), (len(x), 22))

@@ -8,6 +8,7 @@ from importlib.metadata import version as _version
 
 from . import (
     actnorm as actnorm,
+    checkpoint as checkpoint,
     coupling as coupling,
     data as data,
     linear as linear,
@@ -43,6 +44,7 @@ from .stack import (
 from .train import (
     FitResult as FitResult,
     NonFiniteError as NonFiniteError,
+    Snapshot as Snapshot,
     fit as fit,
     fit_many as fit_many,
     mean_log_prob as mean_log_prob,

@@ -1,43 +1,47 @@
 """The compiled part of training: many steps in one call, for one seed or for many.
 
-Public entry points are in ``train``. One call of ``_interval`` takes the held-out loss
-and then makes up to ``interval`` steps; the same compiled program serves the first
-interval, a shorter last one, and the trial of the final parameters.
+One call of ``interval`` takes the held-out loss and then makes up to ``Plan.interval``
+steps; the same compiled program serves the first interval, a shorter last one, and the
+trial of the final parameters. The host's part is in ``_run``, what users call in
+``train``.
 """
 
+import math
 from collections.abc import Callable
-from time import perf_counter
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-import numpy as np
 import optax
 import paramax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PRNGKeyArray, PyTree
-from tqdm import tqdm
 
 Loss = Callable[[Any, Array], Array]
 """``loss(flow, batch) -> scalar``; the flow arrives with its parameters unwrapped."""
 
 
 class Plan(NamedTuple):
-    """All that is fixed before compilation."""
+    """All that is fixed before compilation; None turns an option off."""
 
     loss: Loss
     optimizer: optax.GradientTransformation
     batch_size: int
     interval: int
     many: bool
+    ema: float | None = None
+    patience: int | None = None
+    mesh: Mesh | None = None
 
 
 class State(eqx.Module):
-    """All that a step changes; ``failed`` and ``best_step`` are -1 for "none".
+    """All that a step changes; a step that never came is -1.
 
     ``previous`` holds the parameters before the last update. Their loss and gradient
-    were finite, which is not known of ``params`` until the next step.
+    were finite, which is not known of ``params`` until the next step. After a failure
+    it holds those that failed. What an option needs is None where that is off.
     """
 
     params: PyTree
@@ -48,21 +52,13 @@ class State(eqx.Module):
     best: PyTree
     best_loss: Array
     best_step: Array
+    average: PyTree
+    stale: Array | None
+    stopped: Array | None
 
-
-class Run(NamedTuple):
-    """What ``run`` returns: flows, records as NumPy arrays, and times in seconds."""
-
-    best: PyTree
-    final: PyTree
-    losses: np.ndarray
-    norms: np.ndarray
-    val_steps: np.ndarray
-    val_losses: np.ndarray
-    best_step: np.ndarray
-    failed: np.ndarray
-    compile_seconds: float
-    run_seconds: float
+    def candidate(self) -> PyTree:
+        """The parameters that are validated: the average, where one is kept."""
+        return self.params if self.average is None else self.average
 
 
 def trainable(flow: PyTree) -> tuple[PyTree, PyTree]:
@@ -74,78 +70,54 @@ def trainable(flow: PyTree) -> tuple[PyTree, PyTree]:
     )
 
 
-def run(
-    plan: Plan,
-    flow: PyTree,
-    key: Array,
-    x: Array,
-    x_val: Array | None,
-    steps: int,
-    progress: bool,
-) -> Run:
-    """Train; the host is asked once an interval. Arrays are checked by the caller."""
-    params, static = trainable(flow)
-    state = _initial_state(plan, params, key, x.dtype)
-    # Buffers are donated to each call; the caller's flow and key must outlive that.
-    state = jax.tree.map(jnp.copy, state)
-
-    def call(state, start, stop):
-        numbers = [jnp.asarray(i, jnp.int32) for i in (start, stop, steps)]
-        state, records = _interval((plan, static, x, x_val, *numbers), state)
-        return state, [np.asarray(record) for record in records]
-
-    begin = perf_counter()
-    state, _ = call(state, 0, 0)  # compiles, and makes no step
-    compiled = perf_counter()
-    seeds = np.shape(state.failed)
-    records = np.full((2, *seeds, steps + 1), np.nan, x.dtype)
-    val_steps, val_losses = [], []
-    with tqdm(total=steps, disable=not progress, unit="step") as bar:
-        for start in [*range(0, steps, plan.interval), steps]:
-            stop = min(start + plan.interval, steps) if start < steps else steps + 1
-            state, (value, *new) = call(state, start, stop)
-            records[..., start:stop] = np.stack(new)[..., : stop - start]
-            val_steps.append(start)
-            val_losses.append(value)
-            bar.update(min(stop, steps) - start)
-            bar.set_postfix_str(_postfix(records[0, ..., stop - 1], value, x_val))
-            if np.all(np.asarray(state.failed) >= 0):
-                break
-    select = jax.vmap(_select) if plan.many else _select
-    best = select(state.best_step >= 0, state.best, state.params)
-    taken = None if x_val is not None else 0
-    return Run(
-        best=eqx.combine(best, static),
-        final=eqx.combine(state.params, static),
-        losses=records[0],
-        norms=records[1],
-        val_steps=np.asarray(val_steps)[:taken],
-        val_losses=np.stack(val_losses, axis=-1)[..., :taken],
-        best_step=np.asarray(state.best_step),
-        failed=np.asarray(state.failed),
-        compile_seconds=compiled - begin,
-        run_seconds=perf_counter() - compiled,
-    )
-
-
 @eqx.filter_jit
-def _initial_state(plan, params, key, dtype):
+def initial_state(plan: Plan, params: PyTree, key: Array, dtype: Any) -> State:
+    """The state before the first step; ``params`` and ``key`` lead with any seeds."""
+
     def one(params, key):
         none, inf = jnp.array(-1, jnp.int32), jnp.array(jnp.inf, dtype)
-        opt_state = plan.optimizer.init(params)
-        return State(params, params, opt_state, key, none, params, inf, none)
+        return State(
+            params=params,
+            previous=params,
+            opt_state=plan.optimizer.init(params),
+            key=key,
+            failed=none,
+            best=params,
+            best_loss=inf,
+            best_step=none,
+            average=params if plan.ema is not None else None,
+            stale=jnp.array(0, jnp.int32) if plan.patience is not None else None,
+            stopped=none if plan.patience is not None else None,
+        )
 
     return eqx.filter_vmap(one)(params, key) if plan.many else one(params, key)
 
 
 @eqx.filter_jit(donate="all-except-first")
-def _interval(inputs, state):
+def interval(inputs: tuple, state: State) -> tuple[State, tuple[Array, Array, Array]]:
+    """Validate, then step; ``inputs`` are the arguments of ``_one_interval`` but one.
+
+    Returns:
+        The new state, the held-out loss, and loss and gradient norm of each step.
+    """
     plan, static, *rest = inputs
 
     def one(static, state):
         return _one_interval(plan, static, *rest, state)  # pyright: ignore
 
-    return eqx.filter_vmap(one)(static, state) if plan.many else one(static, state)
+    out = eqx.filter_vmap(one)(static, state) if plan.many else one(static, state)
+    return out if plan.mesh is None else eqx.filter_shard(out, replicated(plan.mesh))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding that puts all of an array on every device of ``mesh``."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def draw(key: Array, x: Array, batch_size: int) -> tuple[Array, Array]:
+    """The next key and the batch of a step."""
+    key, subkey = jr.split(key)
+    return key, x[jr.randint(subkey, (batch_size,), 0, x.shape[0])]
 
 
 def _one_interval(plan, static, x, x_val, start, stop, updates, state):
@@ -153,7 +125,7 @@ def _one_interval(plan, static, x, x_val, start, stop, updates, state):
     nan = jnp.full((), jnp.nan, x.dtype)
     value = nan
     if x_val is not None:
-        state, value = _validate(plan, static, x_val, state, start)
+        state, value = _validate(plan, static, x_val, updates, state, start)
 
     def body(state, index):
         # How many steps is data, so that a remainder compiles no second program; and
@@ -177,39 +149,76 @@ def _step(plan, static, x, updates, state, index):
         flow = paramax.unwrap(eqx.combine(params, static))
         return plan.loss(flow, batch).astype(x.dtype)
 
-    key, subkey = jr.split(state.key)
-    batch = x[jr.randint(subkey, (plan.batch_size,), 0, x.shape[0])]
+    key, batch = draw(state.key, x, plan.batch_size)
+    batch = _split(plan, batch)
     value, grads = eqx.filter_value_and_grad(objective)(state.params)
     norm = _norm(grads).astype(x.dtype)
     change, opt_state = plan.optimizer.update(grads, state.opt_state, state.params)
     params = eqx.apply_updates(state.params, change)
 
-    alive = state.failed < 0
+    alive, moving = state.failed < 0, index < updates
+    if plan.patience is not None:
+        alive &= (state.stopped < 0) | (index <= state.stopped)
+        moving &= state.stopped < 0
     finite = jnp.isfinite(value) & jnp.isfinite(norm)
-    take = alive & finite & (index < updates)
+    take = alive & finite & moving
     fail = alive & ~finite
+    average = state.average
+    if plan.ema is not None:
+        tried = _averaged(plan.ema, average, state.params, index)
+        average = _select(alive & finite, tried, average)
     state = State(
         params=_select(take, params, _select(fail, state.previous, state.params)),
-        previous=_select(take, state.params, state.previous),
+        previous=_select(take | fail, state.params, state.previous),
         opt_state=_select(take, opt_state, state.opt_state),
         key=key,
         failed=jnp.where(fail, index, state.failed),
         best=state.best,
         best_loss=state.best_loss,
         best_step=state.best_step,
+        average=average,
+        stale=state.stale,
+        stopped=state.stopped,
     )
     return state, (jnp.where(alive, value, jnp.nan), jnp.where(alive, norm, jnp.nan))
 
 
-def _validate(plan, static, x_val, state, index):
+def _validate(plan, static, x_val, updates, state, index):
     """Held-out loss after ``index`` updates, and the best parameters so far."""
-    flow = paramax.unwrap(eqx.combine(state.params, static))
-    value = plan.loss(flow, x_val).astype(x_val.dtype)
-    value = jnp.where(state.failed < 0, value, jnp.nan)
+    params = state.candidate()
+    flow = paramax.unwrap(eqx.combine(params, static))
+    value = plan.loss(flow, _split(plan, x_val)).astype(x_val.dtype)
+    alive = state.failed < 0
+    if plan.patience is not None:
+        alive &= state.stopped < 0
+    value = jnp.where(alive, value, jnp.nan)
     better = value < state.best_loss
     best = (state.best, state.best_loss, state.best_step)
-    best = _select(better, (state.params, value, index), best)
-    return eqx.tree_at(lambda s: (s.best, s.best_loss, s.best_step), state, best), value
+    best = _select(better, (params, value, index), best)
+    state = eqx.tree_at(lambda s: (s.best, s.best_loss, s.best_step), state, best)
+    if plan.patience is not None:
+        stale = jnp.where(better, 0, state.stale + 1)
+        stop = alive & (stale >= plan.patience) & (index < updates)
+        new = (stale, jnp.where(stop, index, state.stopped))
+        state = eqx.tree_at(lambda s: (s.stale, s.stopped), state, new)
+    return state, value
+
+
+def _split(plan, rows):
+    """Spread rows over the devices, where their number allows it."""
+    if plan.mesh is None or len(rows) % plan.mesh.size:
+        return rows
+    spec = PartitionSpec(plan.mesh.axis_names)
+    return jax.lax.with_sharding_constraint(rows, NamedSharding(plan.mesh, spec))
+
+
+def _averaged(decay, average, params, index):
+    """The average with one more member, number ``index``; weights sum to one."""
+    count = (index + 1).astype(float)
+    weight = (1 - decay) / -jnp.expm1(count * math.log(decay))
+    return jax.tree.map(
+        lambda old, new: (old + weight * (new - old)).astype(old.dtype), average, params
+    )
 
 
 def _norm(tree):
@@ -218,8 +227,3 @@ def _norm(tree):
 
 def _select(condition, new, old):
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
-
-
-def _postfix(loss, value, x_val):
-    held_out = "" if x_val is None else f", held out {np.median(value):.3f}"
-    return f"loss {np.median(loss):.3f}{held_out}"

@@ -4,9 +4,11 @@ Nothing here knows a layer. Whatever holds inexact arrays can be trained, as lon
 there is a loss for it; without one it must be a distribution with a ``log_prob``.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import lru_cache
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -16,11 +18,9 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Key, PRNGKeyArray, PyTree, Shaped
 
-from . import _check, _loop
+from . import _check, _failure, _plan, _run
 from ._loop import Loss
-
-PEAK = 3e-3
-"""Default peak of the learning rate."""
+from ._plan import PEAK
 
 Data = Shaped[Array | np.ndarray, "..."]
 
@@ -48,7 +48,14 @@ class FitResult:
             number of updates made before it; None where all went well.
         compile_seconds: Time of a first call that compiles and makes no step; close to
             zero when an earlier fit has compiled the same program.
-        run_seconds: Time of all steps and validations after that.
+        run_seconds: Time of all steps and validations after that; in a resumed run, of
+            those since it was resumed.
+        stopped_step: The number of updates after which ``patience`` ended training;
+            None where it did not.
+        failed_layer: In words, which block of a flow was the first that was not finite
+            in the failed step; None where all went well.
+        recorded: What ``callback`` returned, by name; the arrays lead with an axis of
+            reports, which came after 0, ``eval_every``, ... and all updates.
     """
 
     flow: PyTree
@@ -61,6 +68,29 @@ class FitResult:
     failed_step: int | tuple[int | None, ...] | None
     compile_seconds: float
     run_seconds: float
+    stopped_step: int | tuple[int | None, ...] | None = None
+    failed_layer: str | tuple[str | None, ...] | None = None
+    recorded: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a callback of ``fit`` sees; arrays lead with seeds if there are many.
+
+    Attributes:
+        step: Number of updates made.
+        flow: A copy of the flow at that point, its average where ``ema`` is given.
+        train_loss: Loss of each step so far, shape (step,).
+        val_loss: Held-out loss of ``flow``; NaN without ``x_val``.
+    """
+
+    step: int
+    flow: PyTree
+    train_loss: Float[np.ndarray, "... step"]
+    val_loss: Float[np.ndarray, "..."]
+
+
+Callback = Callable[[Snapshot], dict[str, Any] | None]
 
 
 class NonFiniteError(FloatingPointError):
@@ -87,7 +117,13 @@ def fit(
     optimizer: optax.GradientTransformation | None = None,
     x_val: Data | None = None,
     eval_every: int = 100,
+    patience: int | None = None,
+    ema: float | None = None,
     loss: Loss | None = None,
+    callback: Callback | None = None,
+    checkpoint: str | os.PathLike | None = None,
+    checkpoint_every: int = 1000,
+    devices: Sequence[Any] | None = None,
     progress: bool = True,
     throw: bool = True,
 ) -> FitResult:
@@ -102,6 +138,14 @@ def fit(
     own loss and gradient were finite. (Should the very first fail, it is the initial
     ones.) The parameters after the last update are tried on one more batch, so that a
     returned flow always had a finite loss.
+
+    A run that was killed resumes from its checkpoint when it is called again in the
+    same way, and on the same kind of device ends in the same bits. A finished one
+    returns its result at once. Data, settings and program must be those of the file.
+
+    With ``devices`` of several hosts, after ``jax.distributed.initialize``, each host
+    makes the same call with the same data. The first one writes the checkpoint, into a
+    folder that all can read.
 
     Args:
         key: Random key of the batches.
@@ -118,22 +162,38 @@ def fit(
             the first step, after each ``eval_every`` steps and at the end, and the best
             parameters are kept.
         eval_every: Steps between two reports.
+        patience: Stop after so many held-out losses in a row without a new best one.
+        ema: Decay, below 1, of an exponential moving average of the parameters, which
+            is then what is validated and what ``flow`` holds. Its members are the
+            parameters whose loss was finite, the first ones too; its weights sum to
+            one from the start, by the correction of Kingma & Ba (2015), section 3.
         loss: ``loss(flow, batch) -> scalar``; default minus the mean log-probability.
-        progress: Whether to show a progress bar.
+        callback: Called with a ``Snapshot`` at each report. It may return numbers or
+            arrays by name, of the same shapes each time: they end up in ``recorded``.
+        checkpoint: File from which training resumes, if it is there, and where it is
+            kept: after ``checkpoint_every`` steps, at the next report, and at the end.
+        checkpoint_every: Steps from one checkpoint to the next.
+        devices: Devices over which the rows of each batch are split, and those of
+            ``x_val`` if their number divides it. ``batch_size`` must be a multiple.
+        progress: Whether to show a progress bar; in a log file, a line now and then.
         throw: Whether a failure raises, or is only told by ``failed_step``.
 
     Returns:
         The trained flow and the records of the run, a ``FitResult``.
 
     Raises:
-        ValueError: An argument is out of range, or the data have the wrong shape or
-            dtype, are empty, or hold NaN or inf.
+        ValueError: An argument is out of range, the data have the wrong shape or
+            dtype, are empty, or hold NaN or inf; or the checkpoint is damaged, foreign,
+            or that of another run.
+        OSError: The checkpoint cannot be written or read.
         NonFiniteError: A loss or a gradient was not finite, and ``throw`` is True.
     """
     return _fit(
         flow, None, key, x, x_val, steps=steps, batch_size=batch_size,
         learning_rate=learning_rate, clip=clip, optimizer=optimizer, loss=loss,
-        eval_every=eval_every, progress=progress, throw=throw,
+        eval_every=eval_every, patience=patience, ema=ema, callback=callback,
+        checkpoint=checkpoint, checkpoint_every=checkpoint_every, devices=devices,
+        progress=progress, throw=throw,
     )  # fmt: skip
 
 
@@ -149,7 +209,13 @@ def fit_many(
     optimizer: optax.GradientTransformation | None = None,
     x_val: Data | None = None,
     eval_every: int = 100,
+    patience: int | None = None,
+    ema: float | None = None,
     loss: Loss | None = None,
+    callback: Callback | None = None,
+    checkpoint: str | os.PathLike | None = None,
+    checkpoint_every: int = 1000,
+    devices: Sequence[Any] | None = None,
     progress: bool = True,
     throw: bool = True,
 ) -> FitResult:
@@ -170,7 +236,13 @@ def fit_many(
         optimizer: See ``fit``.
         x_val: See ``fit``. The best parameters are kept for each seed.
         eval_every: See ``fit``.
+        patience: See ``fit``. Each seed stops for itself.
+        ema: See ``fit``.
         loss: See ``fit``.
+        callback: See ``fit``. It sees all seeds at once.
+        checkpoint: See ``fit``.
+        checkpoint_every: See ``fit``.
+        devices: See ``fit``.
         progress: See ``fit``.
         throw: See ``fit``.
 
@@ -189,7 +261,9 @@ def fit_many(
     return _fit(
         member(flows, 0), flows, train, x, x_val, steps=steps, batch_size=batch_size,
         learning_rate=learning_rate, clip=clip, optimizer=optimizer, loss=loss,
-        eval_every=eval_every, progress=progress, throw=throw,
+        eval_every=eval_every, patience=patience, ema=ema, callback=callback,
+        checkpoint=checkpoint, checkpoint_every=checkpoint_every, devices=devices,
+        progress=progress, throw=throw,
     )  # fmt: skip
 
 
@@ -227,80 +301,49 @@ def negative_log_likelihood(flow: PyTree, x: Float[Array, "n ..."]) -> Float[Arr
     return -flow.log_prob(x).mean()
 
 
-@lru_cache(maxsize=32)
-def _optimizer(steps, learning_rate, clip, optimizer):
-    # Cached, so that a second fit finds the same functions and compiles nothing.
-    if optimizer is None and not callable(learning_rate):
-        learning_rate = optax.cosine_onecycle_schedule(steps, learning_rate)
-    if optimizer is None:
-        optimizer = optax.adam(learning_rate)  # pyright: ignore[reportArgumentType]
-    if clip is None:
-        return optimizer
-    return optax.chain(optax.clip_by_global_norm(clip), optimizer)
-
-
 def _fit(
-    flow, flows, key, x, x_val, *, steps, batch_size, learning_rate, clip, optimizer,
-    eval_every, loss, progress, throw,
+    flow, flows, key, x, x_val, *, loss, callback, checkpoint, checkpoint_every,
+    progress, throw, **options,
 ):  # fmt: skip
     """Check all arguments, train, and put the result together."""
-    _check.at_least_one(steps=steps, batch_size=batch_size, eval_every=eval_every)
-    if clip is not None:
-        _check.positive(clip=clip)
-    if not callable(learning_rate):
-        _check.positive(learning_rate=learning_rate)
-    if optimizer is not None and learning_rate != PEAK:
-        raise ValueError("expected `optimizer` or `learning_rate`, got both")
+    _check.at_least_one(checkpoint_every=checkpoint_every)
     if loss is None and not hasattr(flow, "log_prob"):
         kind = type(flow).__name__
         raise ValueError(f"expected a flow with `log_prob`, or a `loss`, got {kind}")
-    if _check.dtype_of(_loop.trainable(flow)[0]) is None:
-        raise ValueError("expected a flow with trainable arrays, got one with none")
     x = _check.rows("x", x, flow)
     x_val = x_val if x_val is None else _check.rows("x_val", x_val, flow)
-    if batch_size > len(x):
-        raise ValueError(f"expected batch_size <= {len(x)} (rows), got {batch_size}")
-    plan = _loop.Plan(
-        loss=loss or negative_log_likelihood,
-        optimizer=_optimizer(steps, learning_rate, clip, optimizer),
-        batch_size=batch_size,
-        interval=min(eval_every, steps),
-        many=flows is not None,
-    )
-    flow = flow if flows is None else flows
-    run = _loop.run(plan, flow, key, x, x_val, steps, progress)
+    plan, settings = _plan.plan(
+        flow, len(x), loss=loss or negative_log_likelihood, many=flows is not None,
+        validated=x_val is not None, **options,
+    )  # fmt: skip
+    store = checkpoint and _run.Store(Path(checkpoint), checkpoint_every, settings)
+    run = _run.run(
+        plan, flow if flows is None else flows, key, x, x_val, options["steps"],
+        report=callback and (lambda *seen: callback(Snapshot(*seen))),
+        progress=progress, store=store,
+    )  # fmt: skip
+    shown = slice(None if x_val is not None else 0)
+    layers = _failure.layers(plan, run, key, x)
     result = FitResult(
         flow=run.best,
         final_flow=run.final,
-        train_loss=run.losses[..., :-1],
-        gradient_norm=run.norms[..., :-1],
-        val_steps=run.val_steps,
-        val_loss=run.val_losses,
+        train_loss=run.log["steps"][0, ..., :-1],
+        gradient_norm=run.log["steps"][1, ..., :-1],
+        val_steps=run.log["val_steps"][shown],
+        val_loss=np.moveaxis(run.log["val_losses"][shown], 0, -1),
         best_step=_or_none(run.best_step),
         failed_step=_or_none(run.failed),
         compile_seconds=run.compile_seconds,
         run_seconds=run.run_seconds,
+        stopped_step=_or_none(run.stopped),
+        failed_layer=tuple(layers) if plan.many else layers.item(),
+        recorded=run.recorded,
     )
     if throw and np.any(run.failed >= 0):
-        raise NonFiniteError(_failures(run), result)
+        raise NonFiniteError(_failure.message(run, layers), result)
     return result
 
 
 def _or_none(steps):
     found = tuple(int(step) if step >= 0 else None for step in steps.ravel())
     return found if steps.ndim else found[0]
-
-
-def _failures(run):
-    """Say which seed failed at which step, and with what."""
-    found = []
-    for seed in np.ndindex(run.failed.shape):
-        if (step := int(run.failed[seed])) >= 0:
-            who = f" (seed {seed[0]})" if seed else ""
-            loss, norm = run.losses[(*seed, step)], run.norms[(*seed, step)]
-            found.append(f"loss {loss}, gradient norm {norm} at step {step}{who}")
-    return (
-        f"expected a finite loss and gradient, got {'; '.join(found)}. The last good "
-        "parameters are in this error's `result`. A lower learning rate, clipping or "
-        "a bound on log-scales may help."
-    )

@@ -1,0 +1,246 @@
+"""The host's part of training: one interval after the other, reports, checkpoints.
+
+What users call is in ``train``, and what is compiled in ``_loop``.
+"""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import Array, PyTree
+
+from . import checkpoint
+from ._loop import Plan, State, initial_state, interval, replicated, trainable
+from ._progress import Progress
+
+Report = Callable[[int, PyTree, np.ndarray, np.ndarray], dict[str, Any] | None]
+"""``report(step, flow, losses, held_out)``: what it returns, by name, is recorded."""
+
+Log = dict[str, np.ndarray]
+"""``steps``: losses and norms, (2, *seeds, steps + 1); the rest: a row a report."""
+
+_RECORDED = "recorded/"
+
+
+class Store(NamedTuple):
+    """Where checkpoints go, how often, and the settings that must agree to resume."""
+
+    path: Path
+    every: int
+    settings: dict[str, Any]
+
+
+class Run(NamedTuple):
+    """What ``run`` returns: flows, records as NumPy arrays, and times in seconds.
+
+    ``failing`` holds the parameters that failed, where a step did.
+    """
+
+    best: PyTree
+    final: PyTree
+    failing: PyTree
+    log: Log
+    recorded: Log
+    best_step: np.ndarray
+    failed: np.ndarray
+    stopped: np.ndarray
+    compile_seconds: float
+    run_seconds: float
+
+
+def run(
+    plan: Plan,
+    flow: PyTree,
+    key: Array,
+    x: Array,
+    x_val: Array | None,
+    steps: int,
+    *,
+    report: Report | None,
+    progress: bool,
+    store: Store | None,
+) -> Run:
+    """Train; the host is asked once an interval. Arrays are checked by the caller."""
+    params, static = trainable(flow)
+    state = initial_state(plan, params, key, x.dtype)
+    log = _empty_log(state, steps, x.dtype)
+    shared = (plan, *_place(plan, (static, x, x_val)))
+    position = 0
+
+    def inputs(start, stop):
+        return *shared, *(jnp.asarray(i, jnp.int32) for i in (start, stop, steps))
+
+    if store is not None:
+        program = interval.lower(inputs(0, 0), _owned(plan, state)).as_text()
+        hashes = _hashes(x=x, x_val=x_val, start=(state, static), program=program)
+        store = store._replace(settings=store.settings | hashes)
+        state, log, position = _resume(store, state, log)
+    begin = perf_counter()
+    if position <= steps:
+        interval(inputs(0, 0), _owned(plan, state))  # compiles, and makes no step
+    compiled = perf_counter()
+    state = _owned(plan, state)
+    with Progress(steps, position, progress) as bar:
+        saved = position
+        starts = (*range(0, steps, plan.interval), steps)
+        for start in [start for start in starts if start >= position]:
+            stop = min(start + plan.interval, steps) if start < steps else steps + 1
+            seen = report and _local(eqx.combine(state.candidate(), static))
+            state, (value, *new) = interval(inputs(start, stop), state)
+            log["steps"][..., start:stop] = np.stack(new)[..., : stop - start]
+            losses, value = log["steps"][0, ..., :stop], np.asarray(value)
+            found = (report and report(start, seen, losses[..., :start], value)) or {}
+            log = _appended(log, start, value, found)
+            over = bool(np.all(_ended(state)))
+            position = steps + 1 if over else stop
+            if store and (position > steps or position - saved >= store.every):
+                _save(store, state, log, position)
+                saved = position
+            held_out = "" if x_val is None else f", held out {np.median(value):.3f}"
+            text = f"loss {np.median(losses[..., -1]):.3f}{held_out}"
+            bar.report(min(stop, steps), text, last=position > steps)
+            if over:
+                break
+    return Run(
+        **_flows(plan, state, static),
+        log=log,
+        recorded={
+            name.removeprefix(_RECORDED): values
+            for name, values in log.items()
+            if name.startswith(_RECORDED)
+        },
+        best_step=np.asarray(state.best_step),
+        failed=np.asarray(state.failed),
+        stopped=np.asarray(-1 if state.stopped is None else state.stopped),
+        compile_seconds=compiled - begin,
+        run_seconds=perf_counter() - compiled,
+    )
+
+
+def _flows(plan, state, static):
+    """The flows of a state, by their names in ``Run``."""
+    select = jax.vmap(_select) if plan.many else _select
+    best = select(state.best_step >= 0, state.best, state.candidate())
+    found = {"best": best, "final": state.params, "failing": state.previous}
+    found = {name: eqx.combine(params, static) for name, params in found.items()}
+    return found if plan.mesh is None else _local(found)
+
+
+def _select(condition, new, old):
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
+
+
+def _ended(state):
+    """Which seeds make no more steps."""
+    stopped = -1 if state.stopped is None else np.asarray(state.stopped)
+    return (np.asarray(state.failed) >= 0) | (stopped >= 0)
+
+
+def _empty_log(state, steps, dtype) -> Log:
+    seeds = np.shape(state.failed)
+    return {
+        "steps": np.full((2, *seeds, steps + 1), np.nan, dtype),
+        "val_steps": np.zeros(0, np.int64),
+        "val_losses": np.zeros((0, *seeds), dtype),
+    }
+
+
+def _appended(log: Log, start, value, found) -> Log:
+    """The log with one more row, that of the report after ``start`` updates."""
+    found = {_RECORDED + name: np.asarray(array) for name, array in found.items()}
+    found |= {"val_steps": np.asarray(start), "val_losses": value}
+    if not len(log["val_steps"]):
+        log = log | {
+            name: np.zeros((0, *array.shape), array.dtype)
+            for name, array in found.items()
+        }
+    if (names := log.keys() - {"steps"}) != found.keys():
+        expected, got = (
+            sorted(name for name in keys if name.startswith(_RECORDED))
+            for keys in (names, found)
+        )
+        raise ValueError(f"expected the callback to return {expected}, got {got}")
+    return {"steps": log["steps"]} | {
+        name: np.concatenate([log[name], array[None]]) for name, array in found.items()
+    }
+
+
+def _owned(plan: Plan, state: State) -> State:
+    """A copy to donate: the caller's flow and key must outlive the call."""
+    return jax.tree.map(jnp.copy, _place(plan, state))
+
+
+def _place(plan: Plan, tree: PyTree) -> PyTree:
+    """Put all arrays on every device of the mesh, if there is one."""
+    if plan.mesh is None:
+        return tree
+    sharding = replicated(plan.mesh)
+
+    def put(leaf):
+        if not eqx.is_array(leaf):
+            return leaf
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jr.wrap_key_data(put(jr.key_data(leaf)), impl=jr.key_impl(leaf))
+        return jax.device_put(np.asarray(leaf), sharding)  # the same in each process
+
+    return jax.tree.map(put, tree)
+
+
+def _local(tree: PyTree) -> PyTree:
+    """A copy of a flow on the default device of this process."""
+    return jax.tree.map(
+        lambda leaf: jnp.array(np.asarray(leaf)) if eqx.is_array(leaf) else leaf, tree
+    )
+
+
+def _hashes(*, program: str, **trees: PyTree) -> dict[str, str]:
+    # the program is the one complete record of loss, optimizer, schedule and layers
+    digest = hashlib.sha256(program.encode()).hexdigest()[:16]
+    return {
+        **{name: checkpoint.fingerprint(tree) for name, tree in trees.items()},
+        "program": digest,
+    }
+
+
+def _save(store: Store, state: State, log: Log, position: int) -> None:
+    if jax.process_index() == 0:
+        shapes = {name: [array.shape, str(array.dtype)] for name, array in log.items()}
+        meta = {"position": position, "settings": store.settings, "log": shapes}
+        checkpoint.save(store.path, (state, log), meta=meta)
+
+
+def _resume(store: Store, state: State, log: Log) -> tuple[State, Log, int]:
+    """State, log and position in the checkpoint, if there is one; else write it."""
+    position = 0
+    if store.path.exists():
+        meta = checkpoint.read_meta(store.path)
+        if "settings" not in meta:
+            raise ValueError(f"expected a checkpoint of `fit`, got {store.path}")
+        _check_settings(store, meta["settings"])
+        log = {name: np.empty(*described) for name, described in meta["log"].items()}
+        state, log = checkpoint.load(store.path, (state, log))
+        position = meta["position"]
+    else:
+        _save(store, state, log, position)  # a bad path is to be told at once
+    if jax.process_count() > 1:
+        multihost_utils.assert_equal(
+            np.asarray(position), f"expected all processes to see {store.path}"
+        )
+    return state, log, position
+
+
+def _check_settings(store: Store, written: dict[str, Any]) -> None:
+    for name, ours in store.settings.items():
+        if (theirs := written.get(name)) != ours:
+            raise ValueError(
+                f"expected {name} = {theirs}, as in the run that wrote {store.path}, "
+                f"got {ours}; a new run needs a new file"
+            )

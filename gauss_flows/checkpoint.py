@@ -1,0 +1,207 @@
+"""Pytrees in files: written whole or not at all, and read only where they fit.
+
+A file is an ``.npz`` archive of plain arrays, one a leaf, and a header; it holds no
+code, and every byte of an array is under a checksum. What is no array (sizes, masks of
+Python numbers, activation functions) is not restored from the file: it is taken from
+``like``, and the header holds its description, so that a file made with other ones is
+refused.
+"""
+
+import glob
+import hashlib
+import json
+import os
+import re
+import zipfile
+from contextlib import suppress
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import PyTree
+
+VERSION = 1
+"""Version of the format that this package writes and reads."""
+
+_FORMAT = "gauss_flows"
+
+
+def save(
+    path: str | os.PathLike, tree: PyTree, *, meta: dict[str, Any] | None = None
+) -> None:
+    """Write a flow, or any pytree, to a file, which it replaces in one go.
+
+    The file is first written beside its place, under another name, and flushed to the
+    disk. Whenever the program dies, ``path`` holds the old file or the new one.
+
+    Args:
+        path: Where to; the folder must exist.
+        tree: A pytree; its arrays are stored, typed random keys among them.
+        meta: What JSON can hold, to come back from ``read_meta``.
+
+    Raises:
+        OSError: The file could not be written: a full disk, a folder that is not there
+            or not writable. What was at ``path`` is untouched.
+
+    Example:
+        >>> import tempfile
+        >>> file = f"{tempfile.mkdtemp()}/weights.npz"
+        >>> save(file, {"w": jnp.arange(3.0)})
+        >>> load(file, {"w": jnp.zeros(3)})
+        {'w': Array([0., 1., 2.], dtype=float32)}
+    """
+    path = Path(path)
+    header = {"format": _FORMAT, "version": VERSION, "meta": meta or {}}
+    header["leaves"] = _describe(tree)
+    leaves = [_to_numpy(leaf) for leaf in jax.tree.leaves(tree) if _is_array(leaf)]
+    arrays = {f"leaf{i}": leaf for i, leaf in enumerate(leaves)}
+    arrays["header"] = np.frombuffer(
+        json.dumps(header, default=float).encode(), np.uint8
+    )
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+            left.unlink(missing_ok=True)  # by a process that was killed
+        with open(partial, "wb") as file:
+            np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"could not write {path} ({error.strerror}); what was there is untouched",
+        ) from error
+    finally:
+        with suppress(OSError):
+            partial.unlink()
+
+
+def load(path: str | os.PathLike, like: PyTree) -> PyTree:
+    """Read what ``save`` wrote.
+
+    Args:
+        path: The file.
+        like: A pytree of the same architecture, as built by the same call with any key.
+
+    Returns:
+        ``like`` with its arrays replaced by those in the file, bit by bit the saved
+        ones, on the default device.
+
+    Raises:
+        ValueError: The file is foreign, truncated, damaged, of another version, or of
+            another architecture; the first leaf that differs is named.
+        OSError: The file cannot be read.
+    """
+    header, arrays = _read(path)
+    _check_architecture(path, _describe(like), header["leaves"])
+    leaves, structure = jax.tree.flatten(like)
+    stored = iter(range(len(leaves)))
+    restored = [
+        _restore(arrays[f"leaf{next(stored)}"], leaf) if _is_array(leaf) else leaf
+        for leaf in leaves
+    ]
+    return jax.tree.unflatten(structure, restored)
+
+
+def read_meta(path: str | os.PathLike) -> dict[str, Any]:
+    """The ``meta`` that was given to ``save``; raises as ``load`` does."""
+    return _read(path)[0]["meta"]
+
+
+def fingerprint(tree: PyTree) -> str:
+    """A hash of all arrays of a pytree: of their values, shapes, dtypes and order."""
+    digest = hashlib.sha256()
+    for leaf in filter(_is_array, jax.tree.leaves(tree)):
+        digest.update(_label(leaf).encode())
+        digest.update(_to_numpy(leaf).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _is_array(leaf):
+    return isinstance(leaf, jax.Array | np.ndarray | np.generic)
+
+
+def _is_key(leaf):
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _to_numpy(leaf):
+    return np.asarray(jr.key_data(leaf) if _is_key(leaf) else leaf)
+
+
+def _restore(array, like):
+    if not isinstance(like, jax.Array):
+        return array.view(like.dtype)
+    if _is_key(like):
+        return jr.wrap_key_data(jnp.asarray(array), impl=jr.key_impl(like))
+    # NumPy's files know no bfloat16: it comes back as bytes, to be named again
+    return jnp.asarray(array.view(like.dtype))
+
+
+def _label(leaf):
+    """Describe a leaf in the same words in every process."""
+    if _is_array(leaf):
+        return f"{leaf.dtype}{list(leaf.shape)}"
+    text = getattr(leaf, "__qualname__", None) or repr(leaf)
+    return re.sub(r" at 0x[0-9a-f]+", "", text)
+
+
+def _describe(node, path=""):
+    """What each leaf and each static field of a pytree is, by its path."""
+    if isinstance(node, eqx.Module):
+        parts = {f".{f.name}": getattr(node, f.name, None) for f in fields(node)}
+    elif isinstance(node, dict):
+        parts = {f"[{name!r}]": part for name, part in node.items()}
+    elif isinstance(node, list | tuple):
+        parts = {f"[{i}]": part for i, part in enumerate(node)}
+    elif not jax.tree_util.all_leaves([node]):
+        leaves = jax.tree_util.tree_leaves_with_path(node)
+        parts = {jax.tree_util.keystr(place): leaf for place, leaf in leaves}
+    else:
+        return {path: _label(node)}
+    found = {path: type(node).__name__}
+    for name, part in parts.items():
+        found |= _describe(part, path + name)
+    return found
+
+
+def _check_architecture(path, expected, got):
+    for name in [*expected, *got]:
+        if (ours := expected.get(name)) != (theirs := got.get(name)):
+            raise ValueError(
+                f"{path} holds another architecture: expected {ours} at "
+                f"{name or 'the root'}, got {theirs}"
+            )
+
+
+def _read(path):
+    """Return header and arrays of a file, or raise ``ValueError``."""
+    with open(path, "rb") as file:
+        start = file.read(2)
+    if start != b"PK"[: len(start)]:
+        raise ValueError(f"expected a file of gauss_flows, got {path}, a foreign one")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():
+                raise ValueError(f"wrong checksum of {damaged}")
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        header = json.loads(arrays.pop("header", np.array(b"{}")).tobytes())
+    except Exception as error:  # damaged bytes can raise nearly anything
+        raise ValueError(
+            f"expected a whole file, got {path}, truncated or damaged: {error}"
+        ) from error
+    if header.get("format") != _FORMAT:
+        raise ValueError(f"expected a file of gauss_flows, got {path}, a foreign one")
+    if header["version"] != VERSION:
+        raise ValueError(
+            f"expected version {VERSION} of the format, got {header['version']} in "
+            f"{path}"
+        )
+    return header, arrays

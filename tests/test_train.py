@@ -1,5 +1,12 @@
 """Training: the source's loop step by step, failures, best parameters, bad input."""
 
+import io
+import os
+import socket
+import subprocess
+import sys
+from typing import ClassVar
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -8,11 +15,12 @@ import numpy as np
 import optax
 import paramax
 import pytest
-from flowjax.distributions import Normal
+from flowjax.bijections import AbstractBijection, Affine, Chain, Invert, Scan
+from flowjax.distributions import Normal, StandardNormal, Transformed
 from jaxtyping import Array
 
 import gauss_flows as gf
-from gauss_flows import data, train
+from gauss_flows import _progress, data, train
 
 
 class Point(eqx.Module):
@@ -301,12 +309,215 @@ def test_member_takes_one_flow_and_knows_how_many_there_are():
         train.member(flows, 2)
 
 
-def test_progress_bar(capsys):
-    train.fit(jr.key(0), point(), X, steps=2, loss=down, **COUNT)
-    assert capsys.readouterr().err == ""
-    options = {**COUNT, "progress": True}
-    train.fit(jr.key(0), point(), X, steps=2, loss=down, x_val=X, **options)
-    assert "held out" in capsys.readouterr().err
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+Notebook = type("OutStream", (io.StringIO,), {"__module__": "ipykernel.iostream"})
+
+
+@pytest.mark.parametrize("stream", [Terminal, Notebook])
+def test_progress_bar_where_it_can_be_drawn(monkeypatch, stream):
+    monkeypatch.setattr(sys, "stderr", shown := stream())
+    options = {"loss": down, "x_val": X, **COUNT}
+    train.fit(jr.key(0), point(), X, steps=2, **options)
+    assert shown.getvalue() == ""
+    train.fit(jr.key(0), point(), X, steps=2, **(options | {"progress": True}))
+    assert "\r" in shown.getvalue()
+    assert "2/2" in shown.getvalue()
+    assert "held out" in shown.getvalue()
+
+
+def test_progress_in_a_log_file_is_a_line_now_and_then(capsys, monkeypatch):
+    options = {"loss": down, "eval_every": 5, **COUNT, "progress": True}
+    train.fit(jr.key(0), point(), X, steps=100, **options)
+    lines = ["step 5/100, loss -4.000", "step 100/100, loss -100.000"]
+    assert capsys.readouterr().err.splitlines() == lines
+    monkeypatch.setattr(_progress, "SECONDS", 0)
+    train.fit(jr.key(0), point(), X, steps=100, **options)
+    assert len(capsys.readouterr().err.splitlines()) == 21
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_average_is_that_of_optax_over_the_parameters_tried(many):
+    options = {**COUNT, "loss": lambda p, _: p.w**2, "optimizer": optax.sgd(0.1)}
+    options |= {"steps": 7, "ema": 0.8}
+    if many:
+        options["keys"] = jr.split(jr.key(0), 2)
+        result = train.fit_many(build=lambda key: point(3.0), x=X, **options)
+    else:
+        result = train.fit(jr.key(0), point(3.0), X, **options)
+    ema = optax.ema(0.8)
+    state = ema.init(jnp.zeros(()))
+    for w in 3 * 0.8 ** np.arange(8):  # before each update, and after the last
+        average, state = ema.update(jnp.asarray(w, jnp.float32), state)
+    np.testing.assert_allclose(result.flow.w, average, rtol=1e-6)
+    np.testing.assert_allclose(result.final_flow.w, w, rtol=1e-6)
+
+
+def test_average_is_what_is_validated_and_leaves_out_what_failed():
+    def loss(point, batch):
+        return jnp.where(point.w > 4.5, jnp.nan, down(point, batch))
+
+    options = {**COUNT, "loss": loss, "x_val": X, "eval_every": 4, "ema": 0.5}
+    result = train.fit(jr.key(0), point(), X, steps=12, throw=False, **options)
+    weights = 0.5 ** np.arange(5)[::-1]
+    average = np.average(np.arange(5), weights=weights)  # of 0 to 4, and not of 5
+    assert result.failed_step == 5
+    np.testing.assert_allclose(
+        result.val_loss[1], -np.average(range(4), weights=weights[1:]), rtol=1e-6
+    )
+    assert result.best_step == 4
+    assert result.final_flow.w == 4
+    no_val = train.fit(
+        jr.key(0), point(), X, steps=12, throw=False, **(options | {"x_val": None})
+    )
+    np.testing.assert_allclose(no_val.flow.w, average, rtol=1e-6)
+
+
+AWAY = {  # leaves the held-out rows behind after four steps
+    **COUNT, "loss": lambda point, batch: ((point.w - batch) ** 2).mean(),
+    "optimizer": optax.sgd(0.01), "eval_every": 4, "x_val": X, "x": X + 10,
+}  # fmt: skip
+
+
+def test_patience_stops_after_evaluations_without_a_better_one():
+    result = train.fit(jr.key(0), point(-1.0), steps=40, patience=3, **AWAY)
+    np.testing.assert_array_equal(result.val_steps, [0, 4, 8, 12, 16])
+    assert (result.best_step, result.stopped_step) == (4, 16)
+    np.testing.assert_allclose(result.final_flow.w, 10 - 11 * 0.98**16, rtol=1e-5)
+    assert np.isfinite(result.train_loss[:16]).all()
+    assert np.isnan(result.train_loss[17:]).all()
+    # as many steps as that, without patience, are the same
+    plain = train.fit(jr.key(0), point(-1.0), steps=16, **AWAY)
+    assert plain.final_flow.w == result.final_flow.w
+    assert plain.flow.w == result.flow.w
+    assert plain.stopped_step is None
+    # it does not count as stopped where it would stop anyway
+    last = train.fit(jr.key(0), point(-1.0), steps=16, patience=3, **AWAY)
+    assert last.stopped_step is None
+
+
+def test_each_seed_has_its_own_patience():
+    def build(key):
+        return (
+            point(-1.0)
+            if key is None
+            else Point(jnp.where(jr.bits(key) % 2, 9.0, -1.0))
+        )
+
+    keys = jr.split(jr.key(0), 5)
+    many = train.fit_many(keys, build, steps=60, patience=2, **AWAY)
+    assert len(set(many.stopped_step)) == 2
+    for i, key in enumerate(keys):
+        init, batches = jr.split(key)
+        one = train.fit(batches, build(init), steps=60, patience=2, **AWAY)
+        assert many.stopped_step[i] == one.stopped_step
+        assert many.best_step[i] == one.best_step
+        np.testing.assert_allclose(many.final_flow.w[i], one.final_flow.w, rtol=1e-6)
+
+
+def test_callback_sees_a_snapshot_and_what_it_returns_is_recorded():
+    seen = []
+
+    def callback(snapshot):
+        seen.append(snapshot)
+        return {"w": snapshot.flow.w, "pair": [snapshot.step, 1.0]}
+
+    options = {"loss": down, "eval_every": 4, "x_val": X, "callback": callback, **COUNT}
+    result = train.fit(jr.key(0), point(), X, steps=10, **options)
+    assert [snapshot.step for snapshot in seen] == [0, 4, 8, 10]
+    np.testing.assert_array_equal(result.recorded["w"], [0, 4, 8, 10])
+    np.testing.assert_array_equal(result.recorded["pair"][:, 0], [0, 4, 8, 10])
+    for snapshot in seen:  # their buffers are not donated
+        assert snapshot.flow.w == snapshot.step == -snapshot.val_loss
+        np.testing.assert_array_equal(snapshot.train_loss, -np.arange(snapshot.step))
+
+
+def test_callback_measures_blocks(x64):
+    x = data.two_moons(jr.key(0), 64)
+    blocks = Chain([Affine(jnp.zeros(2), jnp.ones(2)), Affine(jnp.ones(2))])
+    flow = Transformed(StandardNormal((2,)), Invert(blocks))
+
+    def callback(snapshot):
+        condition = jax.vmap(lambda x: gf.probe.condition_number(snapshot.flow, x))
+        return {
+            "norms": gf.probe.block_gradient_norms(snapshot.flow, x),
+            "condition": condition(x[:5]),
+        }
+
+    result = train.fit(
+        jr.key(0), flow, x, steps=5, batch_size=8, eval_every=3, callback=callback,
+        progress=False,
+    )  # fmt: skip
+    assert result.recorded["norms"].shape == (3, 2)
+    assert result.recorded["condition"].shape == (3, 5)
+    last = gf.probe.block_gradient_norms(result.flow, x)
+    np.testing.assert_allclose(result.recorded["norms"][-1], last, rtol=1e-9)
+
+
+class Poisoned(AbstractBijection):
+    """The identity; its parameter counts the steps and then spoils what it should."""
+
+    w: Array
+    kind: str = eqx.field(static=True)
+    shape: tuple[int, ...] = (2,)
+    cond_shape: ClassVar[None] = None
+
+    def transform_and_log_det(self, x, condition=None):
+        late = self.w > 2.5
+        if self.kind == "output":
+            return jnp.where(late, jnp.nan, x + 0 * self.w), self.w
+        if self.kind == "gradient":  # finite, with a slope that is not
+            root = jnp.sqrt(jnp.abs(self.w - 3) + 0 * x)
+            return x + jnp.where(late, root, 0.0), self.w
+        return x, self.w
+
+    def inverse_and_log_det(self, y, condition=None):
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("kind", ["output", "gradient"])
+@pytest.mark.parametrize("scan", [True, False])
+def test_failure_names_the_block(kind, scan):
+    """Block 1 of 3 fails when its parameter, which grows by one a step, is at 3."""
+    starts = [-50.0, 0.0, 0.0 if kind == "output" else -50.0]
+    parts = [Poisoned(jnp.array(w), kind) for w in starts]
+    stacked = jax.tree.map(
+        lambda *a: jnp.stack(a) if eqx.is_array(a[0]) else a[0], *parts
+    )
+    inner = Scan(stacked) if scan else Chain(parts)
+    flow = Transformed(StandardNormal((2,)), Invert(inner))
+    options = {**COUNT, "x": X, "steps": 9, "eval_every": 4}
+    with pytest.raises(
+        train.NonFiniteError, match=rf"at step 3, first in the {kind} of block 1 of 3"
+    ) as caught:
+        train.fit(jr.key(0), flow, **options)
+    result = caught.value.result
+    assert result.failed_step == 3
+    assert result.failed_layer == f"the {kind} of block 1 of 3, data side first"
+    w = result.flow.bijection.bijection
+    w = w.bijection.w[1] if scan else w.bijections[1].w
+    assert w == 2
+    many = train.fit_many(
+        jr.split(jr.key(0), 2), lambda key: flow, throw=False, **options
+    )
+    assert many.failed_layer == (result.failed_layer,) * 2
+
+
+def test_failure_of_what_is_no_flow_names_the_leaf():
+    def loss(pair, batch):
+        return 0 * jnp.sqrt(jnp.abs(pair[1].w - 2)) - pair[0].w - pair[1].w
+
+    pair = (point(), point())
+    options = {**COUNT, "optimizer": optax.sgd(1.0)}
+    with pytest.raises(
+        train.NonFiniteError, match=r"first in the gradient of \[1\]\.w"
+    ):
+        train.fit(jr.key(0), pair, X, steps=9, loss=loss, **options)
+    with pytest.raises(train.NonFiniteError, match="first in the loss itself"):
+        train.fit(jr.key(0), point(), X, steps=9, loss=NAN, **COUNT)
 
 
 ROWS = np.zeros((20, 2), np.float32)
@@ -334,6 +545,12 @@ NAN_ROW[7, 1] = np.nan
         ({"learning_rate": -1.0}, "expected learning_rate"),
         ({"learning_rate": float("nan")}, "expected learning_rate"),
         ({"learning_rate": 0.1, "optimizer": optax.sgd(1.0)}, "got both"),
+        ({"ema": 1.0}, "expected ema between 0 and 1, got 1.0"),
+        ({"patience": 0, "x_val": ROWS}, "expected patience to be"),
+        ({"patience": 1}, "expected x_val, whose loss `patience` watches"),
+        ({"checkpoint_every": 0}, "expected checkpoint_every to be"),
+        ({"devices": []}, "multiple of the number of devices, 0, got 8"),
+        ({"devices": jax.devices() * 3}, "number of devices, 3, got 8"),
         ({"flow": point()}, "`log_prob`, or a `loss`, got Point"),
         ({"flow": Point(jnp.array(1)), "loss": down}, "trainable arrays"),
     ],
@@ -359,3 +576,80 @@ def test_float64_data_for_a_float32_flow_is_an_error(x64):
 def test_fit_many_needs_seeds():
     with pytest.raises(ValueError, match="at least one key"):
         train.fit_many(jr.split(jr.key(0), 3)[:0], flow_of, ROWS, batch_size=8)
+
+
+PARALLEL = """
+import sys
+import jax
+if len(sys.argv) > 2:
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    address, process = f"127.0.0.1:{sys.argv[2]}", int(sys.argv[3])
+    jax.distributed.initialize(address, 2, process)
+import equinox as eqx, jax.numpy as jnp, jax.random as jr, numpy as np
+import gauss_flows as gf
+from gauss_flows import _run
+
+assert jax.device_count() == (8 if len(sys.argv) == 2 else 2)
+x = gf.data.two_moons(jr.key(0), 200)
+programs, hashes = [], _run._hashes
+_run._hashes = lambda **told: programs.append(told["program"]) or hashes(**told)
+
+def loss(layer, batch):
+    hidden = jnp.tanh(batch @ layer.weight[:, :2].T + layer.bias)
+    return ((hidden @ layer.weight[:, 2:] - batch) ** 2).mean()
+
+def build(key):
+    return eqx.nn.Linear(4, 8, key=key)
+
+options = dict(
+    steps=60, batch_size=64, eval_every=20, x_val=x[:70], ema=0.9, patience=2,
+    loss=loss, progress=False, learning_rate=0.05,
+)
+def fit(**more):
+    return gf.fit(jr.key(2), build(jr.key(1)), x, **options, **more)
+
+def fit_many(**more):
+    return gf.fit_many(jr.split(jr.key(1), 3), build, x, **options, **more)
+
+for train in (fit, fit_many) if len(sys.argv) == 2 else (fit,):
+    one = train()
+    file = f"{sys.argv[1]}/{train.__name__}"
+    several = train(devices=jax.devices(), checkpoint=file)
+    assert '{"batch"}, {}]' in programs[-1]
+    for name in ("train_loss", "gradient_norm", "val_loss"):
+        np.testing.assert_allclose(
+            getattr(several, name), getattr(one, name), rtol=1e-11
+        )
+    assert several.best_step == one.best_step
+    again = train(devices=jax.devices(), checkpoint=file)
+    for flow, tolerance in ((one.flow, 1e-11), (again.flow, 0)):
+        np.testing.assert_allclose(several.flow.weight, flow.weight, rtol=tolerance)
+    assert several.flow.weight.devices() == one.flow.weight.devices()
+"""
+
+
+def start(*args, **env):
+    env = os.environ | {"JAX_ENABLE_X64": "1", "JAX_PLATFORMS": "cpu"} | env
+    command = [sys.executable, "-W", "error", "-c", PARALLEL, *map(str, args)]
+    return subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+
+
+def test_eight_devices_do_what_one_does(tmp_path):
+    flags = "--xla_force_host_platform_device_count=8"
+    process = start(tmp_path, XLA_FLAGS=flags)
+    assert process.communicate(timeout=120)[1] == ""
+    assert process.returncode == 0
+
+
+def test_two_processes_do_what_one_does(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    pair = [start(tmp_path, port, process) for process in range(2)]
+    try:
+        errors = [process.communicate(timeout=120)[1] for process in pair]
+    finally:
+        for process in pair:
+            process.kill()
+    assert [process.returncode for process in pair] == [0, 0], errors
+    assert os.listdir(tmp_path) == ["fit"]

@@ -13,6 +13,7 @@ from . import (
     data as data,
     linear as linear,
     masks as masks,
+    memory as memory,
     probe as probe,
     records as records,
     residual as residual,
@@ -28,6 +29,7 @@ from .coupling import (
     RQSplineCoupling as RQSplineCoupling,
 )
 from .linear import HouseholderRotation as HouseholderRotation
+from .memory import Stack as Stack
 from .residual import (
     BanachResult as BanachResult,
     ResidualMap as ResidualMap,
@@ -40,6 +42,7 @@ from .stack import (
     initialize_actnorm as initialize_actnorm,
     intermediates as intermediates,
     normalizing_map as normalizing_map,
+    with_memory as with_memory,
 )
 from .train import (
     FitResult as FitResult,

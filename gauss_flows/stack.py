@@ -30,6 +30,7 @@ from .coupling import (
     RQSplineCoupling,
 )
 from .linear import HouseholderRotation
+from .memory import Stack
 
 _COUPLINGS = {
     "affine": AffineCoupling,
@@ -51,6 +52,7 @@ def coupling_flow(
     nn_width: int = 24,
     nn_depth: int = 2,
     identity_init: bool = False,
+    memory: str = "store",
     dtype: DTypeLike | None = None,
     **options: int | float | None,
 ) -> Transformed:
@@ -62,7 +64,7 @@ def coupling_flow(
     [ActNorm,] rotation, coupling, flip, coupling, flip drawn from the same keys.
 
     Cost: compilation is that of one block; time and memory of a training step grow
-    linearly in ``depth``.
+    linearly in ``depth``, memory with a factor that ``memory`` sets.
 
     Args:
         key: JAX random key. It is split over blocks, and each block's key into three:
@@ -81,6 +83,10 @@ def coupling_flow(
         nn_width: Width of the conditioners' hidden layers.
         nn_depth: Number of their hidden layers.
         identity_init: Start every coupling at the identity. Rotations are still random.
+        memory: What to keep for the backward pass: ``"store"`` everything,
+            ``"recompute"`` each block from the state in front of it, or ``"invert"``
+            it; see :class:`~gauss_flows.memory.Stack`, and :func:`with_memory` to
+            change it later.
         dtype: Floating dtype of the parameters; JAX's default by default.
         **options: Options of the coupling's own: ``n_bins`` and ``interval`` for
             splines, ``log_scale_bound`` for affine couplings.
@@ -137,7 +143,48 @@ def coupling_flow(
         return Chain(layers)
 
     stacked = eqx.filter_vmap(block)(jr.split(key, depth))
-    return Transformed(base, Invert(Scan(stacked)))
+    return Transformed(base, Invert(Stack(stacked, memory=memory)))
+
+
+def with_memory(
+    flow: PyTree,
+    memory: str,
+    *,
+    keep_every: int = 16,
+    tolerance: float | None = None,
+) -> PyTree:
+    """The same flow, keeping something else for its backward pass.
+
+    Args:
+        flow: A flow or bijection with a ``Scan`` over blocks.
+        memory: ``"store"``, ``"recompute"`` or ``"invert"``.
+        keep_every: With ``"invert"``: blocks from one kept state to the next.
+        tolerance: With ``"invert"``: the largest drift of a rebuilt state, as
+            :class:`~gauss_flows.memory.Stack` measures it.
+
+    Returns:
+        The flow with the same parameters.
+
+    Raises:
+        ValueError: If an argument is out of range, or the flow holds no ``Scan``.
+
+    Example:
+        >>> import jax.random as jr
+        >>> flow = coupling_flow(jr.key(0), dim=2, depth=64)
+        >>> frugal = with_memory(flow, "invert", keep_every=8)
+    """
+
+    def is_scan(node: PyTree) -> bool:
+        return isinstance(node, Scan)
+
+    if not any(map(is_scan, jax.tree.leaves(flow, is_leaf=is_scan))):
+        raise ValueError("expected a flow with a Scan over blocks, got one without")
+    options = {"memory": memory, "keep_every": keep_every, "tolerance": tolerance}
+    return jax.tree.map(
+        lambda node: Stack(node.bijection, **options) if is_scan(node) else node,
+        flow,
+        is_leaf=is_scan,
+    )
 
 
 def normalizing_map(
@@ -340,7 +387,8 @@ def _initialize(
                 return x, eqx.filter(ready, eqx.is_array)
 
             x, arrays = walk(step, x, bijection)
-            return Scan(eqx.combine(arrays, static)), x
+            ready = eqx.combine(arrays, static)
+            return eqx.tree_at(lambda scan: scan.bijection, bijection, ready), x
     return bijection, jax.vmap(_unfreeze(bijection).transform)(x)
 
 

@@ -158,9 +158,8 @@ def _denominator(
     slope_left: Float[Array, "*n"],
     slope_right: Float[Array, "*n"],
 ) -> Float[Array, "*n"]:
-    """Denominator of equation 4 of Durkan et al., as a sum of positive terms."""
-    straight = mean_slope * (xi**2 + (1 - xi) ** 2)
-    return straight + (slope_left + slope_right) * xi * (1 - xi)
+    """Denominator of equation 4 of Durkan et al.; at least half of the mean slope."""
+    return mean_slope + (slope_right + slope_left - 2 * mean_slope) * xi * (1 - xi)
 
 
 def _solve(

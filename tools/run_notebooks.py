@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import nbformat
@@ -26,6 +27,7 @@ RUNNING = nbs.EXECUTED / "running"
 SECONDS_A_CELL = {"quick": 1800, "full": 6 * 3600}
 TERMINAL = sys.stdout.isatty()
 SIGN_OF_LIFE = 1 if TERMINAL else 30  # seconds
+RUNS: set[subprocess.Popen[str]] = set()
 
 
 def clock(seconds: float) -> str:
@@ -120,12 +122,10 @@ def run(source: Path, path: Path, place: str, lane: str) -> tuple[float, str]:
         text=True,
         errors="replace",
     )
-    try:
-        log = follow(process, f"{place} {source.stem}", started)
-        code = process.wait()
-    except BaseException:
-        process.terminate()  # nbmake then stops the kernel
-        raise
+    RUNS.add(process)
+    log = follow(process, f"{place} {source.stem}", started)
+    code = process.wait()
+    RUNS.discard(process)
     seconds = time.monotonic() - started
     if code == 0:
         return seconds, ""
@@ -169,6 +169,7 @@ def execute(
     source: Path, place: str, setting: dict[str, str], *, records: bool
 ) -> tuple[float, str]:
     """Execute one notebook and keep it; the seconds it took, and the error if any."""
+    say(f"{place} {source.stem}: starting", passing=True)
     # taken before the run, because what is edited meanwhile is not what ran
     notebook, mark = nbs.export(source), nbs.fingerprint(source, setting)
     path = RUNNING / f"{source.stem}.ipynb"
@@ -184,6 +185,15 @@ def execute(
     about = {"seconds": round(seconds, 1), "date": date, "fingerprint": mark}
     keep(source, notebook, path, {**setting, **about})
     return seconds, ""
+
+
+def at_once(setting: dict[str, str], *, records: bool) -> int:
+    """How many notebooks run side by side: two, since one rarely fills two cores.
+
+    One alone where its times are to be kept, or where a GPU has room for one only.
+    """
+    alone = records or not setting["device"].startswith("CPU")
+    return 1 if alone else min(2, os.cpu_count() or 1)
 
 
 def main() -> int:
@@ -210,15 +220,29 @@ def main() -> int:
     what = "for book/records" if options.records else fresh
     say(f"notebooks: {setting['lane']} lane on {setting['device']}; {what}")
 
-    failures = []
-    for i, source in enumerate(todo):
-        place = f"[{i + 1}/{len(todo)}]"
-        say(f"{place} {source.stem}: starting", passing=True)
-        seconds, error = execute(source, place, setting, records=options.records)
-        failures += [error] if error else []
-        end = "FAILED after" if error else "done in"
-        left = f"{len(todo) - i - 1} left"
-        say(f"{place} {source.stem}: {end} {clock(seconds)}; {left}")
+    failures, left = [], len(todo)
+    with ThreadPoolExecutor(at_once(setting, records=options.records)) as pool:
+        runs = {
+            pool.submit(
+                execute,
+                source,
+                f"[{i}/{len(todo)}]",
+                setting,
+                records=options.records,
+            ): f"[{i}/{len(todo)}] {source.stem}"
+            for i, source in enumerate(todo, start=1)
+        }
+        try:
+            for done in as_completed(runs):
+                (seconds, error), left = done.result(), left - 1
+                failures += [error] if error else []
+                end = "FAILED after" if error else "done in"
+                say(f"{runs[done]}: {end} {clock(seconds)}; {left} left")
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in [*RUNS]:
+                process.terminate()  # nbmake then stops the kernel
+            raise
     for error in failures:
         say(f"FAILED {error}")
     return 1 if failures else 0

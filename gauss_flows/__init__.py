@@ -9,6 +9,7 @@ from importlib.metadata import version as _version
 from . import (
     actnorm as actnorm,
     checkpoint as checkpoint,
+    compilation as compilation,
     coupling as coupling,
     data as data,
     linear as linear,
@@ -22,6 +23,7 @@ from . import (
     train as train,
 )
 from .actnorm import ActNorm as ActNorm, ActNorm1D as ActNorm1D
+from .compilation import cache_compilation as cache_compilation
 from .coupling import (
     AbstractCoupling as AbstractCoupling,
     AdditiveCoupling as AdditiveCoupling,

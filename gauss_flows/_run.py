@@ -25,9 +25,10 @@ Report = Callable[[int, PyTree, np.ndarray, np.ndarray], dict[str, Any] | None]
 """``report(step, flow, losses, held_out)``: what it returns, by name, is recorded."""
 
 Log = dict[str, np.ndarray]
-"""``steps``: losses and norms, (2, *seeds, steps + 1); the rest: a row a report."""
+"""``steps``: losses and norms, (2, *seeds, steps + 1); the rest: a row a report.
 
-_RECORDED = "recorded/"
+The names of what a callback returns begin with a dot.
+"""
 
 
 class Store(NamedTuple):
@@ -48,7 +49,6 @@ class Run(NamedTuple):
     final: PyTree
     failing: PyTree
     log: Log
-    recorded: Log
     best_step: np.ndarray
     failed: np.ndarray
     stopped: np.ndarray
@@ -71,7 +71,8 @@ def run(
     """Train; the host is asked once an interval. Arrays are checked by the caller."""
     params, static = trainable(flow)
     state = initial_state(plan, params, key, x.dtype)
-    log = _empty_log(state, steps, x.dtype)
+    blank = np.full((2, *np.shape(state.failed), steps + 1), np.nan, x.dtype)
+    log = {"steps": blank, "val_steps": np.zeros(0, int)}
     shared = (plan, *_place(plan, (static, x, x_val)))
     position = 0
 
@@ -96,7 +97,7 @@ def run(
             seen = report and _local(eqx.combine(state.candidate(), static))
             state, (value, *new) = interval(inputs(start, stop), state)
             log["steps"][..., start:stop] = np.stack(new)[..., : stop - start]
-            losses, value = log["steps"][0, ..., :stop], np.asarray(value)
+            losses, value = log["steps"][0, ..., :stop].copy(), np.asarray(value)
             found = (report and report(start, seen, losses[..., :start], value)) or {}
             log = _appended(log, start, value, found)
             over = bool(np.all(_ended(state)))
@@ -109,17 +110,13 @@ def run(
             bar.report(min(stop, steps), text, last=position > steps)
             if over:
                 break
+    failed = np.asarray(state.failed)
     return Run(
         **_flows(plan, state, static),
         log=log,
-        recorded={
-            name.removeprefix(_RECORDED): values
-            for name, values in log.items()
-            if name.startswith(_RECORDED)
-        },
         best_step=np.asarray(state.best_step),
-        failed=np.asarray(state.failed),
-        stopped=np.asarray(-1 if state.stopped is None else state.stopped),
+        failed=failed,
+        stopped=np.asarray(failed * 0 - 1 if state.stopped is None else state.stopped),
         compile_seconds=compiled - begin,
         run_seconds=perf_counter() - compiled,
     )
@@ -144,33 +141,20 @@ def _ended(state):
     return (np.asarray(state.failed) >= 0) | (stopped >= 0)
 
 
-def _empty_log(state, steps, dtype) -> Log:
-    seeds = np.shape(state.failed)
-    return {
-        "steps": np.full((2, *seeds, steps + 1), np.nan, dtype),
-        "val_steps": np.zeros(0, np.int64),
-        "val_losses": np.zeros((0, *seeds), dtype),
-    }
-
-
 def _appended(log: Log, start, value, found) -> Log:
     """The log with one more row, that of the report after ``start`` updates."""
-    found = {_RECORDED + name: np.asarray(array) for name, array in found.items()}
-    found |= {"val_steps": np.asarray(start), "val_losses": value}
+    row = {"val_steps": start, "val_losses": value}
+    row |= {f".{name}": array for name, array in found.items()}
+    row = {name: np.asarray(array)[None] for name, array in row.items()}
     if not len(log["val_steps"]):
-        log = log | {
-            name: np.zeros((0, *array.shape), array.dtype)
-            for name, array in found.items()
-        }
-    if (names := log.keys() - {"steps"}) != found.keys():
-        expected, got = (
-            sorted(name for name in keys if name.startswith(_RECORDED))
-            for keys in (names, found)
+        return row | {"steps": log["steps"]}
+    if (names := log.keys() - {"steps"}) != row.keys():
+        raise ValueError(
+            "expected the callback to return the same names each time, "
+            f"{sorted(names)}, got {sorted(row)}"
         )
-        raise ValueError(f"expected the callback to return {expected}, got {got}")
-    return {"steps": log["steps"]} | {
-        name: np.concatenate([log[name], array[None]]) for name, array in found.items()
-    }
+    rows = {name: np.concatenate([log[name], array]) for name, array in row.items()}
+    return rows | {"steps": log["steps"]}
 
 
 def _owned(plan: Plan, state: State) -> State:

@@ -30,15 +30,15 @@ class FitResult:
     """What a training run leaves behind.
 
     From ``fit_many`` the arrays lead with an axis of seeds, the flows' arrays too, and
-    ``best_step`` and ``failed_step`` are tuples with one entry a seed.
+    what is None, a step or a name is a tuple with one entry a seed.
 
     Attributes:
         flow: The flow to use: with the parameters of the lowest held-out loss if
-            ``x_val`` was given, else ``final_flow``.
+            ``x_val`` was given, else the last ones; averaged ones if ``ema`` was given.
         final_flow: The flow after the last update; if training failed, with the last
             parameters whose loss and gradient were finite.
         train_loss: Loss of each step on its batch, before the update, shape (steps,);
-            NaN after a failure. In nats with the default loss.
+            NaN after a failure or a stop. In nats with the default loss.
         gradient_norm: Global norm of each step's gradient before clipping, (steps,).
         val_steps: Numbers of updates after which the held-out loss was taken, (k,).
         val_loss: Held-out loss at those points, (k,); k = 0 without ``x_val``.
@@ -48,14 +48,11 @@ class FitResult:
             number of updates made before it; None where all went well.
         compile_seconds: Time of a first call that compiles and makes no step; close to
             zero when an earlier fit has compiled the same program.
-        run_seconds: Time of all steps and validations after that; in a resumed run, of
-            those since it was resumed.
-        stopped_step: The number of updates after which ``patience`` ended training;
-            None where it did not.
-        failed_layer: In words, which block of a flow was the first that was not finite
-            in the failed step; None where all went well.
-        recorded: What ``callback`` returned, by name; the arrays lead with an axis of
-            reports, which came after 0, ``eval_every``, ... and all updates.
+        run_seconds: Time of all steps and validations after that, since resuming.
+        stopped_step: Number of updates after which ``patience`` ended training, if so.
+        failed_layer: Which block was the first that was not finite in the failed step.
+        recorded: What ``callback`` returned, by name, with a leading axis of reports:
+            after 0, ``eval_every``, ... and all updates.
     """
 
     flow: PyTree
@@ -79,9 +76,9 @@ class Snapshot:
 
     Attributes:
         step: Number of updates made.
-        flow: A copy of the flow at that point, its average where ``ema`` is given.
+        flow: A copy of the flow that is validated: the average where ``ema`` is given.
         train_loss: Loss of each step so far, shape (step,).
-        val_loss: Held-out loss of ``flow``; NaN without ``x_val``.
+        val_loss: Held-out loss; NaN without ``x_val``.
     """
 
     step: int
@@ -139,13 +136,14 @@ def fit(
     ones.) The parameters after the last update are tried on one more batch, so that a
     returned flow always had a finite loss.
 
-    A run that was killed resumes from its checkpoint when it is called again in the
-    same way, and on the same kind of device ends in the same bits. A finished one
-    returns its result at once. Data, settings and program must be those of the file.
+    A run that was killed resumes from its ``checkpoint`` in the same call, and on the
+    same device ends in the same bits. A finished one returns its result. Data, settings
+    and program must be those of the file.
 
-    With ``devices`` of several hosts, after ``jax.distributed.initialize``, each host
-    makes the same call with the same data. The first one writes the checkpoint, into a
-    folder that all can read.
+    On several hosts, after ``jax.distributed.initialize``, each process makes the same
+    call with the same data and ``devices=jax.devices()``. The first one writes the
+    checkpoint, into a folder that all can read. Sums over devices round differently:
+    expect losses to agree with one device's to a few times the dtype's epsilon.
 
     Args:
         key: Random key of the batches.
@@ -164,14 +162,13 @@ def fit(
         eval_every: Steps between two reports.
         patience: Stop after so many held-out losses in a row without a new best one.
         ema: Decay, below 1, of an exponential moving average of the parameters, which
-            is then what is validated and what ``flow`` holds. Its members are the
-            parameters whose loss was finite, the first ones too; its weights sum to
-            one from the start, by the correction of Kingma & Ba (2015), section 3.
+            is what is validated then. All that had a finite loss are in it, the initial
+            ones too, with weights that sum to one (Kingma & Ba 2015, section 3).
         loss: ``loss(flow, batch) -> scalar``; default minus the mean log-probability.
         callback: Called with a ``Snapshot`` at each report. It may return numbers or
-            arrays by name, of the same shapes each time: they end up in ``recorded``.
-        checkpoint: File from which training resumes, if it is there, and where it is
-            kept: after ``checkpoint_every`` steps, at the next report, and at the end.
+            arrays by name, of the same shapes each time, to be ``recorded``.
+        checkpoint: File from which training resumes, if it is there, and into which it
+            is saved: at the first report after so many steps, and at the end.
         checkpoint_every: Steps from one checkpoint to the next.
         devices: Devices over which the rows of each batch are split, and those of
             ``x_val`` if their number divides it. ``batch_size`` must be a multiple.
@@ -182,9 +179,9 @@ def fit(
         The trained flow and the records of the run, a ``FitResult``.
 
     Raises:
-        ValueError: An argument is out of range, the data have the wrong shape or
-            dtype, are empty, or hold NaN or inf; or the checkpoint is damaged, foreign,
-            or that of another run.
+        ValueError: An argument is out of range; the data have the wrong shape or
+            dtype, are empty, or hold NaN or inf; or the checkpoint is damaged or that
+            of another run.
         OSError: The checkpoint cannot be written or read.
         NonFiniteError: A loss or a gradient was not finite, and ``throw`` is True.
     """
@@ -337,7 +334,7 @@ def _fit(
         run_seconds=run.run_seconds,
         stopped_step=_or_none(run.stopped),
         failed_layer=tuple(layers) if plan.many else layers.item(),
-        recorded=run.recorded,
+        recorded={k[1:]: v for k, v in run.log.items() if k.startswith(".")},
     )
     if throw and np.any(run.failed >= 0):
         raise NonFiniteError(_failure.message(run, layers), result)

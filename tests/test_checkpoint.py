@@ -311,7 +311,7 @@ def test_what_is_no_checkpoint_is_never_trained_over(tmp_path):
 
 
 def test_other_names_from_the_callback_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"expected the callback to return .*slope"):
+    with pytest.raises(ValueError, match=r"callback to return the same names .*slope"):
         train(callback=lambda s: look(s) if s.step < 30 else None)
 
 

@@ -269,7 +269,7 @@ def test_fit_many_does_what_fit_does():
     many = train.fit_many(keys, flow_of, x, x_val=x[:50], **options)
     assert many.train_loss.shape == (3, 20)
     assert many.val_loss.shape == (3, 4)
-    assert many.failed_step == (None, None, None)
+    assert many.failed_step == many.stopped_step == (None, None, None)
     for i, key in enumerate(keys):
         init, batches = jr.split(key)
         one = train.fit(batches, flow_of(init), x, x_val=x[:50], **options)
@@ -471,7 +471,7 @@ class Poisoned(AbstractBijection):
             return jnp.where(late, jnp.nan, x + 0 * self.w), self.w
         if self.kind == "gradient":  # finite, with a slope that is not
             root = jnp.sqrt(jnp.abs(self.w - 3) + 0 * x)
-            return x + jnp.where(late, root, 0.0), self.w
+            return x + 0 * self.w + jnp.where(late, root, 0.0), self.w
         return x, self.w
 
     def inverse_and_log_det(self, y, condition=None):

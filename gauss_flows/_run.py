@@ -94,7 +94,7 @@ def run(
         starts = (*range(0, steps, plan.interval), steps)
         for start in [start for start in starts if start >= position]:
             stop = min(start + plan.interval, steps) if start < steps else steps + 1
-            seen = report and _local(eqx.combine(state.candidate(), static))
+            seen = report and eqx.combine(_local(state.candidate()), static)
             state, (value, *new) = interval(inputs(start, stop), state)
             log["steps"][..., start:stop] = np.stack(new)[..., : stop - start]
             losses, value = log["steps"][0, ..., :stop].copy(), np.asarray(value)
@@ -127,8 +127,8 @@ def _flows(plan, state, static):
     select = jax.vmap(_select) if plan.many else _select
     best = select(state.best_step >= 0, state.best, state.candidate())
     found = {"best": best, "final": state.params, "failing": state.previous}
-    found = {name: eqx.combine(params, static) for name, params in found.items()}
-    return found if plan.mesh is None else _local(found)
+    found = found if plan.mesh is None else _local(found)
+    return {name: eqx.combine(params, static) for name, params in found.items()}
 
 
 def _select(condition, new, old):
@@ -179,10 +179,8 @@ def _place(plan: Plan, tree: PyTree) -> PyTree:
 
 
 def _local(tree: PyTree) -> PyTree:
-    """A copy of a flow on the default device of this process."""
-    return jax.tree.map(
-        lambda leaf: jnp.array(np.asarray(leaf)) if eqx.is_array(leaf) else leaf, tree
-    )
+    """A copy of parameters on the default device of this process."""
+    return jax.tree.map(lambda leaf: jnp.array(np.asarray(leaf)), tree)
 
 
 def _hashes(*, program: str, **trees: PyTree) -> dict[str, str]:

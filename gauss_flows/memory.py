@@ -129,8 +129,8 @@ def _scan(there: Callable, arrays: PyTree, x: Array) -> tuple[Array, Array]:
         y, log_det = there(block, x)
         return (y, total + log_det), None
 
-    zero = jnp.zeros((), x.dtype)
-    return jax.lax.scan(step, (x, zero), arrays)[0]
+    # a weak zero takes the dtype of the block's log-determinant
+    return jax.lax.scan(step, (x, 0.0), arrays)[0]
 
 
 def _invertible(
@@ -145,15 +145,15 @@ def _invertible(
     def forward(_: PyTree, inputs: tuple[PyTree, Array]) -> tuple:
         arrays, x = inputs
         y, log_det, kept = _scan_and_keep(there, arrays, x, keep_every)
-        return (y, log_det), (y, kept)
+        return (y, log_det), (y, log_det, kept)
 
     def backward(
         residuals: tuple, cotangents: tuple, _: PyTree, inputs: tuple[PyTree, Array]
     ) -> tuple[PyTree, Array]:
-        y, kept = residuals
+        y, log_det, kept = residuals
         of_y, of_log_det = cotangents
         of_y = jnp.zeros_like(y) if of_y is None else of_y
-        of_log_det = jnp.zeros((), y.dtype) if of_log_det is None else of_log_det
+        of_log_det = jnp.zeros_like(log_det) if of_log_det is None else of_log_det
         params, rest = eqx.partition(inputs[0], eqx.is_inexact_array)
         batch = jax.tree.map(lambda a: a[None], (y, kept, of_y, of_log_det))
         of_params, of_x = pull_back(params, rest, *batch)
@@ -209,8 +209,7 @@ def _scan_and_keep(
         return (y, total + log_det, kept.at[place].set(x, mode="drop")), None
 
     kept = jnp.zeros((-(-depth // keep_every), *x.shape), x.dtype)
-    start = (x, jnp.zeros((), x.dtype), kept)
-    return jax.lax.scan(step, start, (jnp.arange(depth), arrays))[0]
+    return jax.lax.scan(step, (x, 0.0, kept), (jnp.arange(depth), arrays))[0]
 
 
 def _pull_back(

@@ -58,6 +58,18 @@ def test_both_directions_single_events_and_log_det_alone(mode, x64):
         assert_same(pull(other, point), pull(flow, point), rtol=1e-7, atol=1e-10)
 
 
+@pytest.mark.parametrize("mode", ["store", *MODES])
+def test_float32_stays_float32_among_64_bits(mode, x64):
+    flow = gf.coupling_flow(
+        jr.key(0), dim=2, depth=3, identity_init=True, memory=mode, dtype=jnp.float32
+    )
+    x = gf.data.source_spiral()[:8].astype(jnp.float32)
+    leaves = jax.tree.leaves(gradient(flow, x))
+    assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
+    ignored = eqx.filter_grad(lambda f: gf.normalizing_map(f).transform(x[0]).sum())
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(ignored(flow)))
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_gradients_of_points(mode, x64):
     flow = gf.coupling_flow(jr.key(0), dim=2, depth=5, coupling="affine")

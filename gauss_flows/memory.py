@@ -42,7 +42,8 @@ class Stack(Scan):
         keep_every: With ``"invert"``: blocks from one kept state to the next.
         tolerance: With ``"invert"``: the largest drift of a rebuilt state from the
             kept one, in units of 1 + the state's largest entry. By default the square
-            root of the dtype's epsilon: 1.5e-8 in float64, 3.5e-4 in float32.
+            root of the coarsest epsilon among parameters and state: 1.5e-8 if all are
+            float64, 3.5e-4 if any is float32.
 
     Raises:
         ValueError: If an argument is out of range or unknown.
@@ -129,8 +130,12 @@ def _scan(there: Callable, arrays: PyTree, x: Array) -> tuple[Array, Array]:
         y, log_det = there(block, x)
         return (y, total + log_det), None
 
-    # a weak zero takes the dtype of the block's log-determinant
-    return jax.lax.scan(step, (x, 0.0), arrays)[0]
+    return jax.lax.scan(step, (x, _weak_zero()), arrays)[0]
+
+
+def _weak_zero() -> Array:
+    """A zero that takes the dtype of whatever is added to it."""
+    return jnp.asarray(0.0)
 
 
 def _invertible(
@@ -209,7 +214,7 @@ def _scan_and_keep(
         return (y, total + log_det, kept.at[place].set(x, mode="drop")), None
 
     kept = jnp.zeros((-(-depth // keep_every), *x.shape), x.dtype)
-    return jax.lax.scan(step, (x, 0.0, kept), (jnp.arange(depth), arrays))[0]
+    return jax.lax.scan(step, (x, _weak_zero(), kept), (jnp.arange(depth), arrays))[0]
 
 
 def _pull_back(
@@ -246,7 +251,7 @@ def _pull_back(
     start = (y, of_y, jnp.zeros((), y.dtype))
     items = (jnp.arange(depth), params, rest)
     (_, of_x, drift), of_params = jax.lax.scan(step, start, items, reverse=True)
-    limit = _limit(tolerance, y.dtype)
+    limit = _rounding(params, y) ** 0.5 if tolerance is None else tolerance
     return eqx.error_if(
         (of_params, of_x),
         drift > limit,
@@ -266,5 +271,6 @@ def _distance(
     return jnp.where(jnp.isnan(apart), jnp.inf, apart).max()
 
 
-def _limit(tolerance: float | None, dtype: jnp.dtype) -> float:
-    return float(jnp.finfo(dtype).eps) ** 0.5 if tolerance is None else tolerance
+def _rounding(*trees: PyTree) -> float:
+    """The epsilon of the coarsest dtype: a state is no better than what acts on it."""
+    return max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(trees))

@@ -6,6 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import jaxtyping
 import numpy as np
 import pytest
 from flowjax.bijections import (
@@ -387,12 +388,14 @@ def test_wrong_event(flow):
             measure(flow, jnp.zeros((4, 2)))
 
 
-def test_wrong_kind(batch):
+def test_wrong_kind(batch, monkeypatch):
+    """What users see, whose calls no type checker comes before."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     bijection: Any = Linear(jnp.eye(2))
-    with pytest.raises((ValueError, TypeError), match=r"[Dd]istribution"):
+    with pytest.raises(ValueError, match="expected a distribution"):
         probe.gradient_norm(bijection, batch)
     no_blocks: Any = StandardNormal((2,))
-    with pytest.raises((ValueError, TypeError), match="Transformed"):
+    with pytest.raises(ValueError, match="expected a Transformed"):
         probe.block_gradient_norms(no_blocks, batch)
     with pytest.raises(ValueError, match="at least one event"):
         probe.lipschitz_lower_bound(jnp.sin, jnp.zeros((0, 2)))

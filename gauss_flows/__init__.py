@@ -16,6 +16,7 @@ from . import (
     masks as masks,
     memory as memory,
     probe as probe,
+    rbig as rbig,
     records as records,
     residual as residual,
     spline as spline,

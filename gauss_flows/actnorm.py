@@ -1,14 +1,16 @@
 """Activation normalisation: a per-channel affine map set from data."""
 
+import math
 from typing import ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
-from flowjax.bijections import AbstractBijection
 from jaxtyping import Array, DTypeLike, Float
 
+from ._columns import AbstractColumnwise
 
-class ActNorm(AbstractBijection):
+
+class ActNorm(AbstractColumnwise):
     r"""Activation normalisation, :math:`y = e^s x + t` with one pair per channel.
 
     The last axis of the event holds the channels; for a vector each coordinate is one.
@@ -70,19 +72,26 @@ class ActNorm(AbstractBijection):
         new = tuple(a.astype(self.shift.dtype) for a in new)
         return eqx.tree_at(lambda layer: (layer.log_scale, layer.shift), self, new)
 
-    def transform_and_log_det(self, x: Array, condition: Array | None = None):
-        """Scale and shift each channel."""
-        return x * jnp.exp(self.log_scale) + self.shift, self._log_det()
+    def columns(
+        self, x: Float[Array, "..."], *, inverse: bool = False
+    ) -> tuple[Float[Array, "..."], Float[Array, "*batch"]]:
+        """Scale and shift each channel, or undo that.
 
-    def inverse_and_log_det(self, y: Array, condition: Array | None = None):
-        """Undo the scale and shift of each channel."""
-        return (y - self.shift) * jnp.exp(-self.log_scale), -self._log_det()
+        Args:
+            x: Events of shape ``(*shape, *batch)``.
+            inverse: Whether to apply the inverse.
 
-    def _log_det(self) -> Float[Array, ""]:
-        pixels = 1
-        for size in self.shape[:-1]:
-            pixels *= size
-        return pixels * jnp.sum(self.log_scale)
+        Returns:
+            Events of the same shape, and their log-determinants of shape ``batch``.
+        """
+        batch = x.shape[len(self.shape) :]
+        log_scale, shift = (
+            a.reshape(-1, *(1,) * len(batch)) for a in (self.log_scale, self.shift)
+        )
+        log_det = math.prod(self.shape[:-1]) * jnp.sum(self.log_scale)
+        if inverse:
+            return (x - shift) * jnp.exp(-log_scale), jnp.full(batch, -log_det)
+        return x * jnp.exp(log_scale) + shift, jnp.full(batch, log_det)
 
 
 ActNorm1D = ActNorm

@@ -11,7 +11,6 @@ Source: Dinh, Krueger & Bengio (2014); Dinh, Sohl-Dickstein & Bengio (2017).
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
 from typing import ClassVar
 
 import equinox as eqx
@@ -19,21 +18,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from equinox import AbstractVar
-from flowjax.bijections import AbstractBijection
 from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
 from . import masks, spline
+from ._columns import AbstractColumnwise
 
 _RAW_UNIT_SCALE = math.log(math.expm1(1.0))
 
 
-class AbstractCoupling(AbstractBijection):
+class AbstractCoupling(AbstractColumnwise):
     """What all couplings share: split by a mask, condition, transform, merge.
 
     To write one, define the fields, build the conditioner with as many outputs as
     ``n_active * parameters per coordinate``, and implement :meth:`_forward` and
-    :meth:`_inverse` on the active coordinates. Parameters of zero must give the
-    identity: ``identity_init`` relies on it.
+    :meth:`_inverse` on the active coordinates, and :meth:`_from_marginals` for
+    :meth:`from_data`. Parameters of zero must give the identity: ``identity_init``
+    relies on it.
     """
 
     shape: AbstractVar[tuple[int, ...]]
@@ -42,15 +42,65 @@ class AbstractCoupling(AbstractBijection):
 
     @abstractmethod
     def _forward(
-        self, x: Float[Array, " active"], theta: Float[Array, "active p"]
-    ) -> tuple[Float[Array, " active"], Float[Array, " active"]]:
+        self, x: Float[Array, "active *batch"], *theta: Float[Array, "_ active *batch"]
+    ) -> tuple[Float[Array, "active *batch"], Float[Array, "active *batch"]]:
         """Transformed active coordinates and the log-derivative of each."""
 
     @abstractmethod
     def _inverse(
-        self, y: Float[Array, " active"], theta: Float[Array, "active p"]
-    ) -> tuple[Float[Array, " active"], Float[Array, " active"]]:
+        self, y: Float[Array, "active *batch"], *theta: Float[Array, "_ active *batch"]
+    ) -> tuple[Float[Array, "active *batch"], Float[Array, "active *batch"]]:
         """Preimages of the active coordinates and the log-derivative of each."""
+
+    @abstractmethod
+    def _sizes(self) -> tuple[int, ...]:
+        """How many parameters of a coordinate each of the arrays ``theta`` holds."""
+
+    @abstractmethod
+    def _from_marginals(self, x: Float[Array, "n active"]) -> Float[Array, "p active"]:
+        """Parameters that bring each column of ``x`` closest to a standard normal."""
+
+    def from_data(self, x: Float[Array, "n ..."]) -> "AbstractCoupling":
+        """The coupling that Gaussianizes each active coordinate of a batch by itself.
+
+        The last layer of its conditioner has a kernel of zeros, so that the parameters
+        are the same wherever the passive part is, and a bias that fits them to the
+        marginals: an additive coupling takes the means away, an affine one also makes
+        the variances 1, a spline maps quantiles to those of the normal distribution.
+        Hidden layers stay as they are.
+
+        Args:
+            x: Batch of events, shape ``(n, *shape)`` with ``n >= 2``.
+
+        Raises:
+            ValueError: If the batch has another shape or fewer than two events.
+            RuntimeError: If an active coordinate is constant
+                (``EquinoxRuntimeError`` under jit).
+        """
+        if x.shape[1:] != self.shape or len(x) < 2:
+            raise ValueError(
+                f"expected at least 2 events of shape {self.shape}, "
+                f"got an array of shape {x.shape}"
+            )
+        active = x.reshape(len(x), -1)[:, np.array(self.active)]
+        low, high = active.min(axis=0), active.max(axis=0)
+        active = eqx.error_if(
+            active,
+            # differences of pure rounding are no spread
+            high - low <= 10 * jnp.finfo(x.dtype).eps * jnp.maximum(high, -low),
+            "coupling: expected every active coordinate to vary over the batch, got "
+            "a constant one: no monotone map makes it Gaussian",
+        )
+        last = self.conditioner.layers[-1]
+        bias = self._from_marginals(active).T.ravel().astype(last.weight.dtype)
+        return eqx.tree_at(
+            lambda layer: (
+                layer.conditioner.layers[-1].weight,
+                layer.conditioner.layers[-1].bias,
+            ),
+            self,
+            (jnp.zeros_like(last.weight), bias),
+        )
 
     @property
     def mask(self) -> masks.Mask:
@@ -59,38 +109,47 @@ class AbstractCoupling(AbstractBijection):
         mask[list(self.active)] = True
         return mask.reshape(self.shape)
 
-    def transform_and_log_det(self, x: Array, condition: Array | None = None):
-        """Transform the active part given the passive part.
+    def columns(
+        self, x: Float[Array, "..."], *, inverse: bool = False
+    ) -> tuple[Float[Array, "..."], Float[Array, "*batch"]]:
+        """Transform the active part given the passive part, or undo that.
+
+        The passive part is the same on both sides.
 
         Args:
-            x: Event of shape ``shape``.
-            condition: Unused.
+            x: Events of shape ``(*shape, *batch)``.
+            inverse: Whether to apply the inverse.
 
         Returns:
-            The transformed event and the scalar log-determinant.
+            Events of the same shape, and their log-determinants of shape ``batch``.
         """
-        return self._apply(self._forward, x)
-
-    def inverse_and_log_det(self, y: Array, condition: Array | None = None):
-        """Undo the transformation; the passive part is the same on both sides.
-
-        Args:
-            y: Event of shape ``shape``.
-            condition: Unused.
-
-        Returns:
-            The preimage and the scalar log-determinant of the inverse.
-        """
-        return self._apply(self._inverse, y)
-
-    def _apply(
-        self, transformer: Callable, x: Float[Array, "..."]
-    ) -> tuple[Float[Array, "..."], Float[Array, ""]]:
-        passive, active = _split(x.ravel(), self.active)
-        theta = self.conditioner(passive).reshape(len(self.active), -1)
-        active, log_derivative = transformer(active, theta)
+        batch = x.shape[len(self.shape) :]
+        passive, active = _split(x.reshape(-1, *batch), self.active)
+        transformer = self._inverse if inverse else self._forward
+        active, log_derivative = transformer(active, *self._condition(passive))
         merged = _merge(passive, active, self.active)
-        return merged.reshape(self.shape), log_derivative.sum()
+        return merged.reshape(x.shape), log_derivative.sum(axis=0)
+
+    def _condition(self, passive: Float[Array, "passive *batch"]) -> list[Array]:
+        """The conditioner's parameters, each of shape (size, active, *batch).
+
+        That is ``self.conditioner`` on columns. The last layer is applied in parts: to
+        slice its rows costs less than to slice what it makes of a batch, and to put the
+        gradient together again.
+        """
+        *hidden, last = self.conditioner.layers
+        for layer in hidden:
+            passive = _linear(layer.weight, layer.bias, passive)
+            passive = self.conditioner.activation(passive)
+        n_active, found, start = len(self.active), [], 0
+        weight = last.weight.reshape(n_active, -1, last.weight.shape[1]).swapaxes(0, 1)
+        bias = None if last.bias is None else last.bias.reshape(n_active, -1).T
+        for size in self._sizes():
+            part = slice(start, start := start + size)
+            rows = weight[part].reshape(size * n_active, -1)
+            theta = _linear(rows, None if bias is None else bias[part].ravel(), passive)
+            found.append(theta.reshape(size, n_active, *passive.shape[1:]))
+        return found
 
 
 class AffineCoupling(AbstractCoupling):
@@ -155,20 +214,32 @@ class AffineCoupling(AbstractCoupling):
         )
         self.log_scale_bound = log_scale_bound
 
-    def _scale(self, raw: Float[Array, " n"]) -> tuple[Array, Array]:
+    def _scale(self, raw: Float[Array, "*n"]) -> tuple[Array, Array]:
         if self.log_scale_bound is None:
             raw = raw + _RAW_UNIT_SCALE
             return jax.nn.softplus(raw), _log_softplus(raw)
         log_scale = self.log_scale_bound * jnp.tanh(raw / self.log_scale_bound)
         return jnp.exp(log_scale), log_scale
 
-    def _forward(self, x, theta):
-        scale, log_scale = self._scale(theta[:, 1])
-        return x * scale + theta[:, 0], log_scale
+    def _sizes(self):
+        return 1, 1
 
-    def _inverse(self, y, theta):
-        scale, log_scale = self._scale(theta[:, 1])
-        return (y - theta[:, 0]) / scale, -log_scale
+    def _forward(self, x, shift, raw):
+        scale, log_scale = self._scale(raw[0])
+        return x * scale + shift[0], log_scale
+
+    def _inverse(self, y, shift, raw):
+        scale, log_scale = self._scale(raw[0])
+        return (y - shift[0]) / scale, -log_scale
+
+    def _from_marginals(self, x):
+        scale = 1 / x.std(axis=0)
+        if self.log_scale_bound is None:
+            raw = scale + jnp.log(-jnp.expm1(-scale)) - _RAW_UNIT_SCALE
+        else:  # no bound is reached by any raw parameter
+            wanted = jnp.log(scale) / self.log_scale_bound
+            raw = self.log_scale_bound * jnp.arctanh(jnp.clip(wanted, -0.99, 0.99))
+        return jnp.stack([-x.mean(axis=0) * self._scale(raw)[0], raw])
 
 
 class AdditiveCoupling(AbstractCoupling):
@@ -219,11 +290,17 @@ class AdditiveCoupling(AbstractCoupling):
             key, shape, self.active, 1, nn_width, nn_depth, identity_init, dtype
         )
 
-    def _forward(self, x, theta):
-        return x + theta[:, 0], jnp.zeros_like(x)
+    def _sizes(self):
+        return (1,)
 
-    def _inverse(self, y, theta):
-        return y - theta[:, 0], jnp.zeros_like(y)
+    def _forward(self, x, shift):
+        return x + shift[0], jnp.zeros_like(x)
+
+    def _inverse(self, y, shift):
+        return y - shift[0], jnp.zeros_like(y)
+
+    def _from_marginals(self, x):
+        return -x.mean(axis=0)[None]
 
 
 class RQSplineCoupling(AbstractCoupling):
@@ -297,11 +374,21 @@ class RQSplineCoupling(AbstractCoupling):
         )
         self.interval = interval
 
-    def _forward(self, x, theta):
-        return spline.forward(x, theta, self.interval)
+    def _sizes(self):
+        return spline.sizes(self._n_knots())
 
-    def _inverse(self, y, theta):
-        return spline.inverse(y, theta, self.interval)
+    def _n_knots(self) -> int:
+        return self.conditioner.layers[-1].weight.shape[0] // len(self.active) // 3 - 1
+
+    def _forward(self, x, widths, heights, slopes):
+        return spline.forward(x, widths, heights, slopes, self.interval)
+
+    def _inverse(self, y, widths, heights, slopes):
+        return spline.inverse(y, widths, heights, slopes, self.interval)
+
+    def _from_marginals(self, x):
+        knots = _quantile_knots(x, self._n_knots(), self.interval)
+        return spline.from_knots(*knots, self.interval)
 
 
 def _active(mask: masks.Mask | None, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -349,15 +436,26 @@ def _conditioner(
     )
 
 
-def _split(x: Float[Array, " n"], active: tuple[int, ...]) -> tuple[Array, Array]:
+def _linear(
+    weight: Float[Array, "out in"],
+    bias: Float[Array, " out"] | None,
+    x: Float[Array, "in *batch"],
+) -> Float[Array, "out *batch"]:
+    y = jnp.tensordot(weight, x, 1)
+    return y if bias is None else y + bias.reshape(-1, *(1,) * (x.ndim - 1))
+
+
+def _split(x: Float[Array, "n *batch"], active: tuple[int, ...]) -> tuple[Array, Array]:
     """Passive and active part; plain slices where the parts are contiguous."""
     passive = _passive(len(x), active)
     return _take(x, passive), _take(x, active)
 
 
 def _merge(
-    passive: Float[Array, " p"], active: Float[Array, " a"], index: tuple[int, ...]
-) -> Float[Array, " n"]:
+    passive: Float[Array, "p *batch"],
+    active: Float[Array, "a *batch"],
+    index: tuple[int, ...],
+) -> Float[Array, "n *batch"]:
     order = (*_passive(len(passive) + len(active), index), *index)
     if index[0] == 0 and _contiguous(index):
         return jnp.concatenate([active, passive])
@@ -368,7 +466,9 @@ def _passive(size: int, active: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(np.setdiff1d(np.arange(size), active).tolist())
 
 
-def _take(x: Float[Array, " n"], index: tuple[int, ...]) -> Float[Array, " k"]:
+def _take(
+    x: Float[Array, "n *batch"], index: tuple[int, ...]
+) -> Float[Array, "k *batch"]:
     if _contiguous(index):
         return x[index[0] : index[-1] + 1]
     return x.at[np.array(index)].get(unique_indices=True)
@@ -378,7 +478,33 @@ def _contiguous(index: tuple[int, ...]) -> bool:
     return index == tuple(range(index[0], index[0] + len(index)))
 
 
-def _log_softplus(raw: Float[Array, " n"]) -> Float[Array, " n"]:
+def _quantile_knots(
+    x: Float[Array, "n active"], n_knots: int, interval: float
+) -> tuple[Float[Array, "k active"], Float[Array, "k active"], Array]:
+    """Quantiles of each column, the normal distribution's, and slopes of that map.
+
+    A slope is the geometric mean of those of the two chords that meet in the knot. The
+    outermost chords lead to the ends of the interval, where there may be no data, so
+    that the outermost knots take the slope of their inner chord.
+    """
+    beyond = -jax.scipy.special.ndtri(2 / len(x))  # two events are left, by this height
+    farthest = min(2.5, n_knots / 2, 0.9 * interval)  # few knots do better inside
+    top = jnp.minimum(beyond, farthest).astype(x.dtype)
+    y = top * (2 * jnp.arange(n_knots) + 1 - n_knots) / max(n_knots - 1, 1)
+    y = y.astype(x.dtype)
+    knots = jnp.quantile(x, jax.scipy.special.ndtr(y), axis=0)
+    y = jnp.broadcast_to(y[:, None], knots.shape)
+    end = jnp.full_like(y[:1], interval)
+    rise, run = (jnp.diff(jnp.concatenate([-end, a, end]), axis=0) for a in (y, knots))
+    chords = jnp.log(rise) - jnp.log(jnp.maximum(run, spline.MIN_WIDTH))
+    inner = (chords[1:] + chords[:-1]) / 2
+    if n_knots > 1:
+        inner = inner.at[0].set(chords[1]).at[-1].set(chords[-2])
+    one = jnp.ones_like(end)
+    return knots, y, jnp.concatenate([one, jnp.exp(inner), one])
+
+
+def _log_softplus(raw: Float[Array, "*n"]) -> Float[Array, "*n"]:
     """log(softplus(raw)), finite where softplus underflows (there it equals raw)."""
     tiny = raw < -20.0
     return jnp.where(tiny, raw, jnp.log(jax.nn.softplus(jnp.where(tiny, 0.0, raw))))

@@ -5,11 +5,12 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from flowjax.bijections import AbstractBijection
 from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
+from ._columns import AbstractColumnwise
 
-class HouseholderRotation(AbstractBijection):
+
+class HouseholderRotation(AbstractColumnwise):
     r"""A learned rotation: a product of Householder reflections.
 
     Each row :math:`v` of ``params`` reflects, :math:`x \mapsto x - 2 v (v^\top x) /
@@ -63,19 +64,34 @@ class HouseholderRotation(AbstractBijection):
         else:
             self.params = jr.normal(key, (n_reflections, *shape), dtype or float)
 
-    def transform_and_log_det(self, x: Array, condition: Array | None = None):
-        """Rotate ``x``; the log-determinant is 0."""
-        return _reflect(x, self.params), jnp.zeros((), x.dtype)
+    def columns(
+        self, x: Float[Array, "dim *batch"], *, inverse: bool = False
+    ) -> tuple[Float[Array, "dim *batch"], Float[Array, "*batch"]]:
+        """Rotate events of shape ``(dim, *batch)``, or rotate them back.
 
-    def inverse_and_log_det(self, y: Array, condition: Array | None = None):
-        """Rotate ``y`` back; the log-determinant is 0."""
-        return _reflect(y, self.params[::-1]), jnp.zeros((), y.dtype)
+        Args:
+            x: The events.
+            inverse: Whether to apply the inverse.
+
+        Returns:
+            The rotated events, and zeros: their log-determinants.
+        """
+        rows = self.params[::-1] if inverse else self.params
+        log_det = jnp.zeros(x.shape[1:], x.dtype)
+        if x.size <= x.shape[0] ** 2:
+            return _reflect(x, rows), log_det
+        # for so many events it pays to make the matrix first
+        matrix = _reflect(jnp.eye(x.shape[0], dtype=rows.dtype), rows)
+        return jnp.tensordot(matrix, x, 1, precision="highest"), log_det
 
 
-def _reflect(x: Float[Array, " d"], rows: Float[Array, "r d"]) -> Float[Array, " d"]:
+def _reflect(
+    x: Float[Array, "d *n"], rows: Float[Array, "r d"]
+) -> Float[Array, "d *n"]:
     def step(x, row):
         # sums of products, not dot products: GPUs round those to 10 bits by default,
         # and the rotation would no longer undo itself
-        return x - row * (2 * jnp.sum(row * x) / jnp.sum(row * row)), None
+        row = row.reshape(-1, *(1,) * (x.ndim - 1))
+        return x - row * (2 * jnp.sum(row * x, axis=0) / jnp.sum(row * row)), None
 
     return jax.lax.scan(step, x, rows, unroll=min(len(rows), 8))[0]

@@ -12,16 +12,16 @@ Source: Chen et al. (2016), "Training deep nets with sublinear memory cost"; Gom
 al. (2017), "The reversible residual network", section 3.
 """
 
+import functools
 from collections.abc import Callable
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from flowjax.bijections import AbstractBijection, Scan
-from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float, PyTree
 
-from . import _check
+from . import _check, _columns
 
 MODES = ("store", "recompute", "invert")
 
@@ -31,7 +31,7 @@ class Stack(Scan):
 
     Values and, up to rounding, gradients are those of ``Scan`` in each mode:
 
-    - ``"store"``: everything. Fastest where it fits.
+    - ``"store"``: everything. Each block is computed once.
     - ``"recompute"``: the state in front of each block. The block is computed twice.
     - ``"invert"``: the state in front of every ``keep_every``-th block. Each block is
       computed twice and inverted once. First derivatives in reverse mode only.
@@ -104,52 +104,57 @@ class Stack(Scan):
         if backwards:
             arrays = jax.tree.map(lambda a: a[::-1], arrays)
 
-        def there(block: PyTree, x: Array) -> tuple[Array, Array]:
-            block = eqx.combine(block, static)
-            return (
-                block.inverse_and_log_det(x)
-                if backwards
-                else (block.transform_and_log_det(x))
-            )
+        def there(arrays: PyTree, x: Array) -> tuple[Array, Array]:
+            block = eqx.combine(arrays, static)
+            return _columns.transform(block, x, inverse=backwards)
 
-        def back(block: PyTree, y: Array) -> Array:
-            block = eqx.combine(block, static)
-            return block.transform(y) if backwards else block.inverse(y)
+        def back(arrays: PyTree, y: Array) -> Array:
+            block = eqx.combine(arrays, static)
+            return _columns.transform(block, y, inverse=not backwards)[0]
 
         if self.memory == "invert":
-            return _invertible(there, back, self.keep_every, self.tolerance)(arrays, x)
-        if self.memory == "recompute":
-            # Inside a scan nothing can be merged with the first pass anyway.
-            there = jax.checkpoint(there, prevent_cse=False)
-        return _scan(there, arrays, x)
+            event_axes = tuple(range(x.ndim))
+            run = _invertible(there, back, event_axes, self.keep_every, self.tolerance)
+        else:
+            if self.memory == "recompute":
+                # Inside a scan nothing can be merged with the first pass anyway.
+                there = jax.checkpoint(there, prevent_cse=False)
+            run = functools.partial(_scan, there, x.ndim)
+        return _columns.batched(run, arrays, x)
 
 
-def _scan(there: Callable, arrays: PyTree, x: Array) -> tuple[Array, Array]:
+def _scan(
+    there: Callable, event_ndim: int, arrays: PyTree, x: Array
+) -> tuple[Array, Array]:
     def step(carry: tuple[Array, Array], block: PyTree) -> tuple:
         x, total = carry
         y, log_det = there(block, x)
-        return (y, total + log_det), None
+        return (y, total + log_det.astype(total.dtype)), None
 
-    return jax.lax.scan(step, (x, _weak_zero()), arrays)[0]
+    start = (x, _no_log_det(event_ndim, arrays, x))
+    return jax.lax.scan(step, start, arrays)[0]
 
 
-def _weak_zero() -> Array:
-    """A zero that takes the dtype of whatever is added to it."""
-    return jnp.asarray(0.0)
+def _no_log_det(event_ndim: int, arrays: PyTree, x: Array) -> Array:
+    inexact = jax.tree.leaves(eqx.filter(arrays, eqx.is_inexact_array))
+    return jnp.zeros(x.shape[event_ndim:], jnp.result_type(x, *inexact))
 
 
 def _invertible(
-    there: Callable, back: Callable, keep_every: int, tolerance: float | None
+    there: Callable,
+    back: Callable,
+    event_axes: tuple[int, ...],
+    keep_every: int,
+    tolerance: float | None,
 ) -> Callable[[PyTree, Array], tuple[Array, Array]]:
     """The scan of ``there`` whose backward pass rebuilds states with ``back``."""
 
     @eqx.filter_custom_vjp
     def run(inputs: tuple[PyTree, Array]) -> tuple[Array, Array]:
-        return _scan(there, *inputs)
+        return _scan(there, len(event_axes), *inputs)
 
     def forward(_: PyTree, inputs: tuple[PyTree, Array]) -> tuple:
-        arrays, x = inputs
-        y, log_det, kept = _scan_and_keep(there, arrays, x, keep_every)
+        y, log_det, kept = _scan_and_keep(there, len(event_axes), *inputs, keep_every)
         return (y, log_det), (y, log_det, kept)
 
     def backward(
@@ -159,40 +164,10 @@ def _invertible(
         of_y, of_log_det = cotangents
         of_y = jnp.zeros_like(y) if of_y is None else of_y
         of_log_det = jnp.zeros_like(log_det) if of_log_det is None else of_log_det
-        params, rest = eqx.partition(inputs[0], eqx.is_inexact_array)
-        batch = jax.tree.map(lambda a: a[None], (y, kept, of_y, of_log_det))
-        of_params, of_x = pull_back(params, rest, *batch)
-        return of_params, of_x[0]
-
-    @custom_vmap
-    def pull_back(params: PyTree, rest: PyTree, *batch: Array) -> tuple:
-        return _pull_back(there, back, keep_every, tolerance, params, rest, *batch)
-
-    @pull_back.def_vmap
-    def _(size: int, batched: list, params: PyTree, rest: PyTree, *batch: Array):
-        if any(jax.tree.leaves(batched[:2])):
-            axes = jax.tree.map(lambda b: 0 if b else None, tuple(batched))
-            plain = jax.vmap(
-                lambda *args: _pull_back(there, back, keep_every, tolerance, *args),
-                axes,
-            )
-            out = plain(params, rest, *batch)
-            return out, jax.tree.map(lambda _: True, out)
-        batch = tuple(
-            a if is_batched else jnp.broadcast_to(a, (size, *a.shape))
-            for a, is_batched in zip(batch, batched[2:], strict=True)
-        )
-        n = batch[0].shape[1]
-        of_params, of_x = pull_back(
-            params, rest, *(a.reshape(-1, *a.shape[2:]) for a in batch)
-        )
-        # The sum over events is taken inside, by a matrix product. Outside, vmap sums
-        # once more, over an axis that holds nothing but shares of that sum.
-        shares = jax.tree.map(
-            lambda a: jnp.broadcast_to(a / size, (size, *a.shape)), of_params
-        )
-        out = shares, of_x.reshape(size, n, *of_x.shape[1:])
-        return out, jax.tree.map(lambda _: True, out)
+        return _pull_back(
+            there, back, event_axes, keep_every, tolerance, inputs[0],
+            y, kept, of_y, of_log_det,
+        )  # fmt: skip
 
     run.def_fwd(forward)
     run.def_bwd(backward)
@@ -200,7 +175,7 @@ def _invertible(
 
 
 def _scan_and_keep(
-    there: Callable, arrays: PyTree, x: Array, keep_every: int
+    there: Callable, event_ndim: int, arrays: PyTree, x: Array, keep_every: int
 ) -> tuple[Array, Array, Array]:
     """As ``_scan``, and the states in front of every ``keep_every``-th block."""
     depth = len(jax.tree.leaves(arrays)[0])
@@ -211,39 +186,43 @@ def _scan_and_keep(
         y, log_det = there(block, x)
         # all writes of a stretch but the first fall outside the buffer
         place = jnp.where(index % keep_every == 0, index // keep_every, len(kept))
-        return (y, total + log_det, kept.at[place].set(x, mode="drop")), None
+        kept = kept.at[place].set(x, mode="drop")
+        return (y, total + log_det.astype(total.dtype), kept), None
 
     kept = jnp.zeros((-(-depth // keep_every), *x.shape), x.dtype)
-    return jax.lax.scan(step, (x, _weak_zero(), kept), (jnp.arange(depth), arrays))[0]
+    start = (x, _no_log_det(event_ndim, arrays, x), kept)
+    return jax.lax.scan(step, start, (jnp.arange(depth), arrays))[0]
 
 
 def _pull_back(
     there: Callable,
     back: Callable,
+    event_axes: tuple[int, ...],
     keep_every: int,
     tolerance: float | None,
-    params: PyTree,
-    rest: PyTree,
-    y: Float[Array, "n ..."],
-    kept: Float[Array, "n n_kept ..."],
-    of_y: Float[Array, "n ..."],
-    of_log_det: Float[Array, " n"],
-) -> tuple[PyTree, Float[Array, "n ..."]]:
+    arrays: PyTree,
+    y: Float[Array, "..."],
+    kept: Float[Array, "n_kept ..."],
+    of_y: Float[Array, "..."],
+    of_log_det: Float[Array, "*batch"],
+) -> tuple[PyTree, Float[Array, "..."]]:
     """Cotangents of parameters, summed over events, and of the first states."""
+    params, rest = eqx.partition(arrays, eqx.is_inexact_array)
     depth = len(jax.tree.leaves(params)[0])
 
     def step(carry: tuple, item: tuple) -> tuple:
         y, of_y, drift = carry
         index, block, rest = item
-        full = eqx.combine(block, rest)
-        x = jax.vmap(back, (None, 0))(full, y)
-        true = kept[:, index // keep_every]
+        x = back(eqx.combine(block, rest), y)
+        true = kept[index // keep_every]
         at_kept = index % keep_every == 0
-        drift = jnp.maximum(drift, jnp.where(at_kept, _distance(x, true), 0.0))
+        apart = _distance(x, true, event_axes)
+        drift = jnp.maximum(drift, jnp.where(at_kept, apart, 0.0))
         x = jnp.where(at_kept, true, x)
 
         def through(block: PyTree, x: Array) -> tuple[Array, Array]:
-            return jax.vmap(there, (None, 0))(eqx.combine(block, rest), x)
+            y, log_det = there(eqx.combine(block, rest), x)
+            return y, log_det.astype(of_log_det.dtype)
 
         of_block, of_x = jax.vjp(through, block, x)[1]((of_y, of_log_det))
         return (x, of_x, drift), of_block
@@ -262,11 +241,11 @@ def _pull_back(
 
 
 def _distance(
-    x: Float[Array, "n ..."], true: Float[Array, "n ..."]
+    x: Float[Array, "..."], true: Float[Array, "..."], event_axes: tuple[int, ...]
 ) -> Float[Array, ""]:
     """Largest difference of an event, in units of 1 + the event's largest entry."""
-    axes = tuple(range(1, x.ndim))
-    apart = jnp.abs(x - true).max(axis=axes) / (1 + jnp.abs(true).max(axis=axes))
+    size = 1 + jnp.abs(true).max(axis=event_axes)
+    apart = jnp.abs(x - true).max(axis=event_axes) / size
     # a state that is no longer a number has drifted beyond any bound
     return jnp.where(jnp.isnan(apart), jnp.inf, apart).max()
 

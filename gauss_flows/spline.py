@@ -7,19 +7,22 @@ The usual code looks up the bin of ``x`` with a search and six gathers, whose ba
 pass scatters. Here the bin is found by comparing ``x`` with all interior knots and
 every quantity of the bin is a masked sum over bins: a handful of bins is cheaper to
 sum than to index, on CPU and GPU alike, and the backward pass is a masked sum too.
+Parameters lie on the *first* axis, so that these sums run along many points at once.
 
-A coordinate's parameters are one vector of length :func:`n_parameters`: raw bin widths,
-raw bin heights and raw slopes at the knots, in this order. At zero the spline is the
-identity. The parametrisation is that of ``flowjax.bijections.RationalQuadraticSpline``,
-whose slopes at ``-B`` and ``B`` are free too: the map is continuous there, its
-derivative in general is not.
+A point's parameters are raw bin widths, raw bin heights and raw slopes at the knots, in
+this order, :func:`n_parameters` in all. At zero the spline is the identity. The
+parametrisation is that of ``flowjax.bijections.RationalQuadraticSpline``, whose slopes
+at ``-B`` and ``B`` are free too: the map is continuous there, its derivative in general
+is not.
 """
 
+import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 MIN_WIDTH = 1e-3
 """Smallest width and height of a bin, in units of the interval's coordinate."""
@@ -31,121 +34,205 @@ _RAW_UNIT_SLOPE = math.log(math.expm1(1 - MIN_SLOPE))
 
 
 def n_parameters(n_knots: int) -> int:
-    """Length of a coordinate's parameter vector for ``n_knots`` interior knots.
+    """Number of parameters of a spline with ``n_knots`` interior knots.
 
     >>> n_parameters(8)
     28
     """
-    n_bins = n_knots + 1
-    return 3 * n_bins + 1
+    return sum(sizes(n_knots))
+
+
+def sizes(n_knots: int) -> tuple[int, int, int]:
+    """How many of them are raw widths, raw heights and raw slopes."""
+    return n_knots + 1, n_knots + 1, n_knots + 2
+
+
+def split(theta: Float[Array, "p *n"]) -> tuple[Array, Array, Array]:
+    """Raw widths, raw heights and raw slopes, of all parameters in one array."""
+    n_bins = len(theta) // 3
+    return theta[:n_bins], theta[n_bins : 2 * n_bins], theta[2 * n_bins :]
 
 
 def forward(
-    x: Float[Array, "*n"], theta: Float[Array, "*n p"], interval: float
+    x: Float[Array, "*n"],
+    raw_widths: Float[Array, "k *n"],
+    raw_heights: Float[Array, "k *n"],
+    raw_slopes: Float[Array, "k_plus_1 *n"],
+    interval: float,
 ) -> tuple[Float[Array, "*n"], Float[Array, "*n"]]:
-    """Apply the spline coordinate by coordinate.
+    """Apply the spline point by point.
 
     Args:
         x: Points, of any shape.
-        theta: Parameters of each point's spline on the last axis.
+        raw_widths: Raw widths of each point's bins on the first axis.
+        raw_heights: Raw heights of the bins.
+        raw_slopes: Raw slopes at all knots, both ends among them.
         interval: The spline acts on ``[-interval, interval]``.
 
     Returns:
         The transformed points and the logarithm of the derivative at each. Outside the
         interval these are ``x`` and 0, and every derivative of both is finite.
     """
-    widths, heights, raw_slopes = _bins(theta, interval)
+    return _frugal(_forward, interval)(x, raw_widths, raw_heights, raw_slopes)
+
+
+def _forward(x, raw_widths, raw_heights, raw_slopes, *, interval):
+    shares = _shares(raw_widths), _shares(raw_heights)
     inside = jnp.abs(x) <= interval
     clipped = _clip(x, -interval, interval)
-    passed = _passed(clipped, widths, interval)
+    n_passed = _n_passed(clipped, shares[0], interval)
     left, width, bottom, height, slope_left, slope_right = _pick(
-        passed, widths, heights, raw_slopes, interval
+        n_passed, *shares, raw_slopes, interval
     )
     mean_slope = height / width
-    xi = _clip((clipped - left) / width, 0.0, 1.0)
+    xi = _within((clipped - left) / width, 0.0, 1.0)
     denominator = _denominator(xi, mean_slope, slope_left, slope_right)
     risen = (mean_slope * xi**2 + slope_left * xi * (1 - xi)) / denominator
-    y = _clip(bottom + height * risen, -interval, interval)
+    y = _within(bottom + height * risen, -interval, interval)
     log_slope = _log_derivative(xi, mean_slope, slope_left, slope_right)
     return jnp.where(inside, y, x), jnp.where(inside, log_slope, 0.0)
 
 
 def inverse(
-    y: Float[Array, "*n"], theta: Float[Array, "*n p"], interval: float
+    y: Float[Array, "*n"],
+    raw_widths: Float[Array, "k *n"],
+    raw_heights: Float[Array, "k *n"],
+    raw_slopes: Float[Array, "k_plus_1 *n"],
+    interval: float,
 ) -> tuple[Float[Array, "*n"], Float[Array, "*n"]]:
-    """Invert the spline coordinate by coordinate, in closed form.
+    """Invert the spline point by point, in closed form.
 
     Args:
         y: Points, of any shape.
-        theta: Parameters of each point's spline on the last axis.
+        raw_widths: Raw widths of each point's bins on the first axis.
+        raw_heights: Raw heights of the bins.
+        raw_slopes: Raw slopes at all knots, both ends among them.
         interval: The spline acts on ``[-interval, interval]``.
 
     Returns:
         The preimages and the logarithm of the derivative **of the inverse** at each.
     """
-    widths, heights, raw_slopes = _bins(theta, interval)
+    return _frugal(_inverse, interval)(y, raw_widths, raw_heights, raw_slopes)
+
+
+def _inverse(y, raw_widths, raw_heights, raw_slopes, *, interval):
+    shares = _shares(raw_widths), _shares(raw_heights)
     inside = jnp.abs(y) <= interval
     clipped = _clip(y, -interval, interval)
-    passed = _passed(clipped, heights, interval)
+    n_passed = _n_passed(clipped, shares[1], interval)
     left, width, bottom, height, slope_left, slope_right = _pick(
-        passed, widths, heights, raw_slopes, interval
+        n_passed, *shares, raw_slopes, interval
     )
     mean_slope = height / width
-    # the edge of a bin is a sum, so rounding can put a point just outside its bin
-    risen = _clip((clipped - bottom) / height, 0.0, 1.0)
+    risen = _within((clipped - bottom) / height, 0.0, 1.0)
     xi = _solve(risen, mean_slope, slope_left, slope_right)
-    x = _clip(left + xi * width, -interval, interval)
+    x = _within(left + xi * width, -interval, interval)
     log_slope = _log_derivative(xi, mean_slope, slope_left, slope_right)
     return jnp.where(inside, x, y), jnp.where(inside, -log_slope, 0.0)
 
 
-def _bins(
-    theta: Float[Array, "*n p"], interval: float
-) -> tuple[Float[Array, "*n k"], Float[Array, "*n k"], Float[Array, "*n k_plus_1"]]:
-    """Bin widths, bin heights and raw knot slopes."""
-    n_bins = (theta.shape[-1] - 1) // 3
-    free = 2 * interval - MIN_WIDTH * n_bins
-    widths = MIN_WIDTH + free * jax.nn.softmax(theta[..., :n_bins])
-    heights = MIN_WIDTH + free * jax.nn.softmax(theta[..., n_bins : 2 * n_bins])
-    return widths, heights, theta[..., 2 * n_bins :]
+def from_knots(
+    x: Float[Array, "k *n"],
+    y: Float[Array, "k *n"],
+    slopes: Float[Array, "k_plus_2 *n"],
+    interval: float,
+) -> Float[Array, "p *n"]:
+    """Parameters of the spline through given knots; :func:`split` takes them apart.
+
+    Where a bin is narrower than :data:`MIN_WIDTH`, as where two knots coincide or one
+    lies outside the interval, it gets nearly that width at the others' cost; where a
+    slope is below :data:`MIN_SLOPE` it gets nearly that.
+
+    Args:
+        x: Interior knots in increasing order on the first axis.
+        y: Where the spline takes them, in increasing order.
+        slopes: Derivatives at ``-interval``, at the knots and at ``interval``.
+        interval: The spline acts on ``[-interval, interval]``.
+
+    Returns:
+        The parameters, ``n_parameters(k)`` on the first axis; zeros for equally spaced
+        knots on the diagonal with slopes 1.
+    """
+
+    def raw_sizes(knots: Float[Array, "k *n"]) -> Float[Array, "k_plus_1 *n"]:
+        end = jnp.full_like(knots[:1], interval)
+        sizes = jnp.diff(jnp.concatenate([-end, knots, end]), axis=0)
+        raw = jnp.log(jnp.maximum(sizes - MIN_WIDTH, 0.01 * MIN_WIDTH))
+        return raw - raw.mean(axis=0)
+
+    above = jnp.maximum(slopes - MIN_SLOPE, 0.01 * MIN_SLOPE)
+    raw_slopes = above + jnp.log(-jnp.expm1(-above)) - _RAW_UNIT_SLOPE
+    return jnp.concatenate([raw_sizes(x), raw_sizes(y), raw_slopes])
 
 
-def _passed(
-    x: Float[Array, "*n"], sizes: Float[Array, "*n k"], interval: float
-) -> Bool[Array, "*n k_minus_1"]:
-    """Which interior knots lie to the left of ``x``: all up to its bin, none after."""
-    return x[..., None] > jnp.cumsum(sizes[..., :-1], axis=-1) - interval
+def _frugal(direction: Callable, interval: float) -> Callable:
+    """The same, computed once more for the backward pass instead of stored.
+
+    Its some forty intermediate results take longer to write and read than to compute.
+    """
+    bound = functools.partial(direction, interval=interval)
+    return jax.checkpoint(bound, prevent_cse=False)  # as every stack is a scan
+
+
+def _shares(raw: Float[Array, "k *n"]) -> Float[Array, "k *n"]:
+    """What each bin gets of the length that is left over from all minimal widths."""
+    return jax.nn.softmax(raw, axis=0)
+
+
+def _free(n_bins: int, interval: float) -> float:
+    return 2 * interval - MIN_WIDTH * n_bins
+
+
+def _n_passed(
+    x: Float[Array, "*n"], shares: Float[Array, "k *n"], interval: float
+) -> Int[Array, "*n"]:
+    """How many interior knots lie to the left of ``x``, which is the bin's number."""
+    n_bins = len(shares)
+    least = (MIN_WIDTH * jnp.arange(1, n_bins) - interval).astype(shares.dtype)
+    knots = _free(n_bins, interval) * jnp.cumsum(shares[:-1], axis=0)
+    knots += least.reshape(-1, *(1,) * x.ndim)
+    return jnp.sum(x > knots, axis=0)
 
 
 def _pick(
-    passed: Bool[Array, "*n k_minus_1"],
-    widths: Float[Array, "*n k"],
-    heights: Float[Array, "*n k"],
-    raw_slopes: Float[Array, "*n k_plus_1"],
+    n_passed: Int[Array, "*n"],
+    width_shares: Float[Array, "k *n"],
+    height_shares: Float[Array, "k *n"],
+    raw_slopes: Float[Array, "k_plus_1 *n"],
     interval: float,
 ) -> tuple[Float[Array, "*n"], ...]:
     """Left edge, width, bottom edge, height and both slopes of the bin of a point."""
-    edge = jnp.ones_like(passed[..., :1])
-    # bins whose right end is passed; and the one whose left end alone is
-    before = jnp.concatenate([passed, ~edge], axis=-1)
-    chosen = jnp.concatenate([edge, passed], axis=-1) & ~before
+    n_bins = len(width_shares)
+    number = jnp.arange(n_bins + 1).reshape(-1, *(1,) * n_passed.ndim)
+    before, chosen = number[:-1] < n_passed, number[:-1] == n_passed
+    least = n_passed.astype(width_shares.dtype) * MIN_WIDTH - interval
+    free = _free(n_bins, interval)
 
-    def total(mask: Bool[Array, "*n k"], values: Float[Array, "*n k"]) -> Array:
-        return jnp.sum(jnp.where(mask, values, 0.0), axis=-1)
+    def total(mask: Bool[Array, "j *n"], values: Float[Array, "j *n"]) -> Array:
+        return jnp.sum(jnp.where(mask, values, 0.0), axis=0)
 
     return (
-        total(before, widths) - interval,
-        total(chosen, widths),
-        total(before, heights) - interval,
-        total(chosen, heights),
-        _slope(total(chosen, raw_slopes[..., :-1])),
-        _slope(total(chosen, raw_slopes[..., 1:])),
+        least + free * total(before, width_shares),
+        MIN_WIDTH + free * total(chosen, width_shares),
+        least + free * total(before, height_shares),
+        MIN_WIDTH + free * total(chosen, height_shares),
+        _slope(total(number == n_passed, raw_slopes)),
+        _slope(total(number == n_passed + 1, raw_slopes)),
     )
 
 
 def _clip(x: Float[Array, "*n"], low: float, high: float) -> Float[Array, "*n"]:
     """Clip, with derivative 1 on both ends, where ``jnp.clip`` has one half."""
     return jnp.where(x < low, low, jnp.where(x > high, high, x))
+
+
+def _within(x: Float[Array, "*n"], low: float, high: float) -> Float[Array, "*n"]:
+    """Clip what only rounding can have put outside, such as a point just off its bin.
+
+    A bin's edge is a sum. The derivative is 1: were it 0, a point on a knot would lose
+    its gradient.
+    """
+    return x + jax.lax.stop_gradient(_clip(x, low, high) - x)
 
 
 def _slope(raw: Float[Array, "*n"]) -> Float[Array, "*n"]:

@@ -12,6 +12,7 @@ and any other flow made of flowjax's ``Chain``, ``Scan`` and ``Invert``.
 import functools
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -357,24 +358,34 @@ def initialize_actnorm(flow: Transformed, x: Float[Array, "n ..."]) -> Transform
             "expected a flow with ActNorm layers on its way from data to latent, got "
             "none: build it with actnorm=True"
         )
-    initialized, _ = _initialize(bijection, x)
+
+    def set_layer(layer: Any, x: Array) -> Any:
+        return layer.from_data(x) if isinstance(layer, ActNorm) else layer
+
+    initialized, _ = set_from_data(set_layer, bijection, x)
     return eqx.tree_at(lambda flow: flow.bijection.bijection, flow, initialized)
 
 
-def _initialize(
+def set_from_data(
+    set_layer: Callable[[Any, Array], Any],
     bijection: AbstractBijection | AbstractUnwrappable[AbstractBijection],
     x: Float[Array, "n ..."],
-) -> tuple[
-    AbstractBijection | AbstractUnwrappable[AbstractBijection], Float[Array, "n ..."]
-]:
-    """The bijection with its ActNorms set from ``x``, and what it makes of ``x``."""
+) -> tuple[Any, Float[Array, "n ..."]]:
+    """Set the layers of a bijection one after another, each from what arrives there.
+
+    Args:
+        set_layer: ``layer = set_layer(layer, x)``; returns what it does not know.
+        bijection: Made of ``Chain`` and ``Scan``.
+        x: Batch of events.
+
+    Returns:
+        The bijection with its layers set, and what it makes of ``x``.
+    """
     match bijection:
-        case ActNorm():
-            bijection = bijection.from_data(x)
         case Chain(bijections=parts):
             done = []
             for part in parts:
-                ready, x = _initialize(part, x)
+                ready, x = set_from_data(set_layer, part, x)
                 done.append(ready)
             return Chain(done), x
         case Scan(bijection=stacked):
@@ -383,13 +394,14 @@ def _initialize(
             def step(
                 x: Array, block: AbstractBijection, _: Array
             ) -> tuple[Array, AbstractBijection]:
-                ready, x = _initialize(block, x)
+                ready, x = set_from_data(set_layer, block, x)
                 return x, eqx.filter(ready, eqx.is_array)
 
             x, arrays = walk(step, x, bijection)
             ready = eqx.combine(arrays, static)
             return eqx.tree_at(lambda scan: scan.bijection, bijection, ready), x
-    return bijection, jax.vmap(_unfreeze(bijection).transform)(x)
+    ready = set_layer(bijection, x)
+    return ready, jax.vmap(_unfreeze(ready).transform)(x)
 
 
 def _unfreeze(

@@ -9,8 +9,18 @@ from hypothesis import given, strategies as st
 from gauss_flows import spline
 
 INTERVAL = 3.0
-forward = jax.jit(spline.forward, static_argnums=2)
-inverse = jax.jit(spline.inverse, static_argnums=2)
+
+
+def on_last_axis(direction):
+    """The same with a point's parameters in one array, on its last axis."""
+
+    def call(x, theta, interval):
+        return direction(x, *spline.split(jnp.moveaxis(theta, -1, 0)), interval)
+
+    return jax.jit(call, static_argnums=2)
+
+
+forward, inverse = on_last_axis(spline.forward), on_last_axis(spline.inverse)
 
 
 def parameters(n, spread=2.0, n_knots=6):

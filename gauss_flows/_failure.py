@@ -1,5 +1,6 @@
 """After a failed step: which layer stopped being finite, and where it comes first."""
 
+from functools import lru_cache
 from operator import itemgetter
 
 import equinox as eqx
@@ -56,19 +57,25 @@ def _failed(run):
 
 def _first(plan, flow, key, x, step):
     """What is not finite in the step that failed, and where."""
-    before = jax.lax.fori_loop(
-        0, step, lambda _, key: draw(key, x, plan.batch_size)[0], key
-    )
-    _, batch = draw(before, x, plan.batch_size)
-
-    def loss(flow, batch):
-        return plan.loss(paramax.unwrap(flow), batch)
-
+    batch = _batch_of_step(key, x, step, plan.batch_size)
+    loss = _on_wrapped(plan.loss)
     try:
         find = _block if isinstance(flow, Transformed) else _leaf
         return find(flow, batch, loss)
     except Exception as error:  # must not hide the failure that it is to explain
         return f"a layer that could not be found ({type(error).__name__})"
+
+
+@eqx.filter_jit
+def _batch_of_step(key, x, step, batch_size):
+    before = jax.lax.fori_loop(0, step, lambda _, key: draw(key, x, batch_size)[0], key)
+    return draw(before, x, batch_size)[1]
+
+
+# Cached, so that a second failure finds the same function and compiles nothing.
+@lru_cache(maxsize=32)
+def _on_wrapped(loss):
+    return lambda flow, batch: loss(paramax.unwrap(flow), batch)
 
 
 def _block(flow, batch, loss):

@@ -27,13 +27,21 @@ class Plan(NamedTuple):
     """All that is fixed before compilation; None turns an option off."""
 
     loss: Loss
-    optimizer: optax.GradientTransformation
+    optimizer: Callable[[optax.Schedule], optax.GradientTransformation]
+    schedule: optax.Schedule
     batch_size: int
     interval: int
     many: bool
     ema: float | None = None
     patience: int | None = None
     mesh: Mesh | None = None
+
+
+class Rates(NamedTuple):
+    """Numbers that steer a run and are no part of its program: one a run, or a seed."""
+
+    peak: Array
+    clip: Array
 
 
 class State(eqx.Module):
@@ -79,7 +87,7 @@ def initial_state(plan: Plan, params: PyTree, key: Array, dtype: Any) -> State:
         return State(
             params=params,
             previous=params,
-            opt_state=plan.optimizer.init(params),
+            opt_state=plan.optimizer(plan.schedule).init(params),
             key=key,
             failed=none,
             best=params,
@@ -100,12 +108,13 @@ def interval(inputs: tuple, state: State) -> tuple[State, tuple[Array, Array, Ar
     Returns:
         The new state, the held-out loss, and loss and gradient norm of each step.
     """
-    plan, static, *rest = inputs
+    plan, *each_seed, x, x_val, start, stop, updates = inputs
 
-    def one(static, state):
-        return _one_interval(plan, static, *rest, state)  # pyright: ignore
+    def one(static, rates, state):
+        return _one_interval(plan, static, rates, x, x_val, start, stop, updates, state)
 
-    out = eqx.filter_vmap(one)(static, state) if plan.many else one(static, state)
+    every = eqx.filter_vmap(one) if plan.many else one
+    out = every(*each_seed, state)  # pyright: ignore[reportCallIssue]
     return out if plan.mesh is None else eqx.filter_shard(out, replicated(plan.mesh))
 
 
@@ -120,7 +129,7 @@ def draw(key: Array, x: Array, batch_size: int) -> tuple[Array, Array]:
     return key, x[jr.randint(subkey, (batch_size,), 0, x.shape[0])]
 
 
-def _one_interval(plan, static, x, x_val, start, stop, updates, state):
+def _one_interval(plan, static, rates, x, x_val, start, stop, updates, state):
     """Validate, then make the steps from ``start`` to before ``stop``."""
     nan = jnp.full((), jnp.nan, x.dtype)
     value = nan
@@ -132,7 +141,7 @@ def _one_interval(plan, static, x, x_val, start, stop, updates, state):
         # `index` has no seed axis, so that under vmap this stays a branch.
         return jax.lax.cond(
             index < stop,
-            lambda s: _step(plan, static, x, updates, s, index),
+            lambda s: _step(plan, static, rates, x, updates, s, index),
             lambda s: (s, (nan, nan)),
             state,
         )
@@ -142,7 +151,7 @@ def _one_interval(plan, static, x, x_val, start, stop, updates, state):
     return state, (value, *records)
 
 
-def _step(plan, static, x, updates, state, index):
+def _step(plan, static, rates, x, updates, state, index):
     """One step; after the last update the parameters are tried, not changed."""
 
     def objective(params):
@@ -153,7 +162,9 @@ def _step(plan, static, x, updates, state, index):
     batch = _split(plan, batch)
     value, grads = eqx.filter_value_and_grad(objective)(state.params)
     norm = _norm(grads).astype(x.dtype)
-    change, opt_state = plan.optimizer.update(grads, state.opt_state, state.params)
+    optimizer = plan.optimizer(lambda count: rates.peak * plan.schedule(count))
+    clipped = _clipped(grads, norm, rates.clip)
+    change, opt_state = optimizer.update(clipped, state.opt_state, state.params)
     params = eqx.apply_updates(state.params, change)
 
     alive, moving = state.failed < 0, index < updates
@@ -223,6 +234,16 @@ def _averaged(decay, average, params, index):
 
 def _norm(tree):
     return jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree)))
+
+
+def _clipped(grads, norm, limit):
+    """What ``optax.clip_by_global_norm`` does, with the norm that is reported."""
+
+    def clip(grad):
+        scaled = grad / norm.astype(grad.dtype) * limit.astype(grad.dtype)
+        return jnp.where(norm < limit, grad, scaled)
+
+    return jax.tree.map(clip, grads)
 
 
 def _select(condition, new, old):

@@ -1,17 +1,25 @@
 """From the arguments of ``fit`` to what is compiled, with a check of each of them."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh
+from jaxtyping import Array
 
 from . import _check, _loop
 
 PEAK = 3e-3
 """Default peak of the learning rate."""
+
+Optimizer = (
+    Callable[[optax.Schedule], optax.GradientTransformation]
+    | optax.GradientTransformation
+)
 
 
 def plan(
@@ -20,66 +28,94 @@ def plan(
     *,
     steps: int,
     batch_size: int,
-    learning_rate: float | optax.Schedule,
-    clip: float | None,
-    optimizer: optax.GradientTransformation | None,
+    learning_rate: Any,
+    schedule: optax.Schedule | None,
+    clip: Any,
+    optimizer: Optimizer,
     eval_every: int,
     patience: int | None,
     ema: float | None,
     loss: Any,
     devices: Sequence[Any] | None,
     validated: bool,
-    many: bool,
-) -> tuple[_loop.Plan, dict[str, Any]]:
-    """The plan of a run, and those settings that a checkpoint names.
+    seeds: int | None,
+) -> tuple[_loop.Plan, _loop.Rates, dict[str, Any]]:
+    """The plan of a run, its rates, and those settings that a checkpoint names.
 
-    ``rows`` is the number of rows of data; ``validated`` tells if some are held out.
+    ``rows`` is the number of rows of data; ``validated`` tells if some are held out;
+    ``seeds`` is None where one flow is trained.
     """
     _check.at_least_one(steps=steps, batch_size=batch_size, eval_every=eval_every)
-    if clip is not None:
-        _check.positive(clip=clip)
-    if not callable(learning_rate):
-        _check.positive(learning_rate=learning_rate)
-    if optimizer is not None and learning_rate != PEAK:
-        raise ValueError("expected `optimizer` or `learning_rate`, got both")
+    finished = isinstance(optimizer, optax.GradientTransformation)
+    if finished and (np.any(np.not_equal(learning_rate, PEAK)) or schedule is not None):
+        raise ValueError(
+            "expected a finished `optimizer`, or a function such as `optax.adam` with "
+            "`learning_rate` and `schedule`, got both"
+        )
     if ema is not None and not 0 < ema < 1:
         raise ValueError(f"expected ema between 0 and 1, got {ema!r}")
     if patience is not None:
         _check.at_least_one(patience=patience)
         if not validated:
             raise ValueError("expected x_val, whose loss `patience` watches, got None")
-    if _check.dtype_of(_loop.trainable(flow)[0]) is None:
+    dtype = _check.dtype_of(_loop.trainable(flow)[0])
+    if dtype is None:
         raise ValueError("expected a flow with trainable arrays, got one with none")
     if batch_size > rows:
         raise ValueError(f"expected batch_size <= {rows} (rows), got {batch_size}")
     made = _loop.Plan(
         loss=loss,
-        optimizer=_optimizer(steps, learning_rate, clip, optimizer),
+        optimizer=_always(optimizer) if finished else optimizer,
+        schedule=schedule or (_one if finished else _one_cycle(steps)),
         batch_size=batch_size,
         interval=min(eval_every, steps),
-        many=many,
+        many=seeds is not None,
         ema=ema,
         patience=patience,
         mesh=None if devices is None else _mesh(devices, batch_size),
     )
+    rates = _loop.Rates(
+        peak=_rate("learning_rate", learning_rate, seeds, dtype),
+        clip=_rate("clip", math.inf if clip is None else clip, seeds, dtype),
+    )
     named = {
         "steps": steps, "batch_size": batch_size, "eval_every": eval_every,
-        "patience": patience, "ema": ema, "clip": clip,
-        "learning_rate": "a schedule" if callable(learning_rate) else learning_rate,
+        "patience": patience, "ema": ema, "clip": _plain(clip),
+        "learning_rate": _plain(learning_rate),
     }  # fmt: skip
-    return made, named
+    return made, rates, named
+
+
+def _rate(name: str, value: Any, seeds: int | None, dtype: Any) -> Array:
+    """A rate as an array, one entry a seed if there are many; infinity is no clip."""
+    array = np.asarray(value, float)
+    if array.shape not in ((), (seeds,)):
+        one_a_seed = "" if seeds is None else f" or an array of shape ({seeds},)"
+        raise ValueError(
+            f"expected {name} to be a number{one_a_seed}, got shape {array.shape}"
+        )
+    for number in array.ravel()[~((name == "clip") & np.isposinf(array.ravel()))]:
+        _check.positive(**{name: float(number)})
+    return jnp.asarray(np.broadcast_to(array, () if seeds is None else (seeds,)), dtype)
+
+
+def _plain(value: Any) -> Any:
+    return value if value is None else np.asarray(value, float).tolist()
+
+
+# Cached, so that a second fit finds the same functions and compiles nothing.
+@lru_cache(maxsize=32)
+def _one_cycle(steps: int) -> optax.Schedule:
+    return optax.cosine_onecycle_schedule(steps, 1.0)
+
+
+def _one(count: Any) -> float:
+    return 1.0
 
 
 @lru_cache(maxsize=32)
-def _optimizer(steps, learning_rate, clip, optimizer):
-    # Cached, so that a second fit finds the same functions and compiles nothing.
-    if optimizer is None and not callable(learning_rate):
-        learning_rate = optax.cosine_onecycle_schedule(steps, learning_rate)
-    if optimizer is None:
-        optimizer = optax.adam(learning_rate)  # pyright: ignore[reportArgumentType]
-    if clip is None:
-        return optimizer
-    return optax.chain(optax.clip_by_global_norm(clip), optimizer)
+def _always(optimizer: optax.GradientTransformation) -> Callable:
+    return lambda _: optimizer
 
 
 def _mesh(devices, batch_size):

@@ -18,7 +18,15 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array, PyTree
 
 from . import checkpoint
-from ._loop import Plan, State, initial_state, interval, replicated, trainable
+from ._loop import (
+    Plan,
+    Rates,
+    State,
+    initial_state,
+    interval,
+    replicated,
+    trainable,
+)
 from ._progress import Progress
 
 Report = Callable[[int, PyTree, np.ndarray, np.ndarray], dict[str, Any] | None]
@@ -58,6 +66,7 @@ class Run(NamedTuple):
 
 def run(
     plan: Plan,
+    rates: Rates,
     flow: PyTree,
     key: Array,
     x: Array,
@@ -73,7 +82,7 @@ def run(
     state = initial_state(plan, params, key, x.dtype)
     blank = np.full((2, *np.shape(state.failed), steps + 1), np.nan, x.dtype)
     log = {"steps": blank, "val_steps": np.zeros(0, int)}
-    shared = (plan, *_place(plan, (static, x, x_val)))
+    shared = (plan, *_place(plan, (static, rates, x, x_val)))
     position = 0
 
     def inputs(start, stop):

@@ -16,11 +16,12 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import optax
+from flowjax.distributions import Transformed
 from jaxtyping import Array, Float, Key, PRNGKeyArray, PyTree, Shaped
 
 from . import _check, _failure, _plan, _run
 from ._loop import Loss
-from ._plan import PEAK
+from ._plan import PEAK, Optimizer
 
 Data = Shaped[Array | np.ndarray, "..."]
 
@@ -109,9 +110,10 @@ def fit(
     *,
     steps: int = 1200,
     batch_size: int = 512,
-    learning_rate: float | optax.Schedule = PEAK,
+    learning_rate: float = PEAK,
+    schedule: optax.Schedule | None = None,
     clip: float | None = 1.0,
-    optimizer: optax.GradientTransformation | None = None,
+    optimizer: Optimizer = optax.adam,
     x_val: Data | None = None,
     eval_every: int = 100,
     patience: int | None = None,
@@ -151,11 +153,16 @@ def fit(
         x: Training data, shape ``(n, *flow.shape)``, of the flow's dtype.
         steps: Number of updates.
         batch_size: Rows drawn for each step, at most n.
-        learning_rate: Peak of ``optax.cosine_onecycle_schedule(steps, peak)``, or a
-            schedule to use instead.
+        learning_rate: Peak of the learning rate. It is data, like ``clip``: another
+            value compiles nothing.
+        schedule: The learning rate at each step, as a factor of its peak. By default
+            ``optax.cosine_onecycle_schedule(steps, 1.0)``, which warms up over the
+            first 30 % of the steps and then anneals.
         clip: Largest global norm of the gradient, larger ones are scaled down to it;
             None for no clipping.
-        optimizer: Used in place of Adam and its schedule; ``clip`` still applies.
+        optimizer: A function of the learning rate's schedule, such as ``optax.adam`` or
+            ``optax.sgd``; or a finished transformation, which has its own schedule.
+            Gradients are clipped before they reach it.
         x_val: Held-out data, shape ``(n_val, *flow.shape)``. Its loss is taken before
             the first step, after each ``eval_every`` steps and at the end, and the best
             parameters are kept.
@@ -187,8 +194,8 @@ def fit(
     """
     return _fit(
         flow, None, key, x, x_val, steps=steps, batch_size=batch_size,
-        learning_rate=learning_rate, clip=clip, optimizer=optimizer, loss=loss,
-        eval_every=eval_every, patience=patience, ema=ema, callback=callback,
+        learning_rate=learning_rate, schedule=schedule, clip=clip, optimizer=optimizer,
+        loss=loss, eval_every=eval_every, patience=patience, ema=ema, callback=callback,
         checkpoint=checkpoint, checkpoint_every=checkpoint_every, devices=devices,
         progress=progress, throw=throw,
     )  # fmt: skip
@@ -201,9 +208,10 @@ def fit_many(
     *,
     steps: int = 1200,
     batch_size: int = 512,
-    learning_rate: float | optax.Schedule = PEAK,
-    clip: float | None = 1.0,
-    optimizer: optax.GradientTransformation | None = None,
+    learning_rate: float | Data = PEAK,
+    schedule: optax.Schedule | None = None,
+    clip: float | Data | None = 1.0,
+    optimizer: Optimizer = optax.adam,
     x_val: Data | None = None,
     eval_every: int = 100,
     patience: int | None = None,
@@ -228,8 +236,9 @@ def fit_many(
         x: Training data, the same for all seeds, shape ``(n, *flow.shape)``.
         steps: As for ``fit``, like all that follows.
         batch_size: See ``fit``. Each seed draws its own batches.
-        learning_rate: See ``fit``.
-        clip: See ``fit``.
+        learning_rate: See ``fit``; or one a seed, (seeds,), to try several at once.
+        schedule: See ``fit``.
+        clip: See ``fit``; or one a seed, (seeds,), with infinity for no clipping.
         optimizer: See ``fit``.
         x_val: See ``fit``. The best parameters are kept for each seed.
         eval_every: See ``fit``.
@@ -257,8 +266,8 @@ def fit_many(
     flows = eqx.filter_vmap(build)(init)
     return _fit(
         member(flows, 0), flows, train, x, x_val, steps=steps, batch_size=batch_size,
-        learning_rate=learning_rate, clip=clip, optimizer=optimizer, loss=loss,
-        eval_every=eval_every, patience=patience, ema=ema, callback=callback,
+        learning_rate=learning_rate, schedule=schedule, clip=clip, optimizer=optimizer,
+        loss=loss, eval_every=eval_every, patience=patience, ema=ema, callback=callback,
         checkpoint=checkpoint, checkpoint_every=checkpoint_every, devices=devices,
         progress=progress, throw=throw,
     )  # fmt: skip
@@ -290,12 +299,20 @@ def mean_log_prob(flow: PyTree, x: Float[Array, "n ..."]) -> Float[Array, ""]:
     For flows from ``fit_many`` give each seed its own:
     ``eqx.filter_vmap(mean_log_prob, in_axes=(eqx.if_array(0), None))(result.flow, x)``.
     """
-    return flow.log_prob(x).mean()
+    return -negative_log_likelihood(flow, x)
 
 
 def negative_log_likelihood(flow: PyTree, x: Float[Array, "n ..."]) -> Float[Array, ""]:
-    """Minus the mean log-probability of the rows of ``x`` in nats: the default loss."""
-    return -flow.log_prob(x).mean()
+    """Minus the mean log-probability of the rows of ``x`` in nats: the default loss.
+
+    For a ``Transformed`` it is computed in the dtype of ``x``. With 64-bit numbers
+    switched on, ``flow.log_prob`` would take a float32 flow through its layers in
+    float64.
+    """
+    if not isinstance(flow, Transformed) or flow.cond_shape is not None:
+        return -flow.log_prob(x).mean()
+    z, log_det = jax.vmap(flow.bijection.inverse_and_log_det)(x)
+    return -(flow.base_dist.log_prob(z).astype(x.dtype) + log_det).mean()
 
 
 def _fit(
@@ -309,13 +326,14 @@ def _fit(
         raise ValueError(f"expected a flow with `log_prob`, or a `loss`, got {kind}")
     x = _check.rows("x", x, flow)
     x_val = x_val if x_val is None else _check.rows("x_val", x_val, flow)
-    plan, settings = _plan.plan(
-        flow, len(x), loss=loss or negative_log_likelihood, many=flows is not None,
-        validated=x_val is not None, **options,
+    plan, rates, settings = _plan.plan(
+        flow, len(x), loss=loss or negative_log_likelihood,
+        seeds=None if flows is None else key.size, validated=x_val is not None,
+        **options,
     )  # fmt: skip
     store = checkpoint and _run.Store(Path(checkpoint), checkpoint_every, settings)
     run = _run.run(
-        plan, flow if flows is None else flows, key, x, x_val, options["steps"],
+        plan, rates, flow if flows is None else flows, key, x, x_val, options["steps"],
         report=callback and (lambda *seen: callback(Snapshot(*seen))),
         progress=progress, store=store,
     )  # fmt: skip

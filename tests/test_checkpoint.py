@@ -274,7 +274,7 @@ def test_checkpoints_come_as_often_as_asked(tmp_path, monkeypatch):
         ({"learning_rate": 0.2}, "learning_rate = 0.1"),
         ({"x_val": X[:9]}, "x_val = "),
         ({"loss": lambda line, batch: squares(line, batch) * 2}, "program = "),
-        ({"learning_rate": optax.constant_schedule(0.1)}, "learning_rate = 0.1"),
+        ({"schedule": optax.constant_schedule(0.5)}, "program = "),
     ],
 )
 def test_another_setting_is_refused_by_name(tmp_path, change, name):

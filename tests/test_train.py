@@ -239,12 +239,50 @@ def test_compiled_once_whatever_the_number_of_steps():
     assert len(traces) == first
 
 
-def test_learning_rate_schedule_and_peak_agree():
+@pytest.mark.parametrize("make", [optax.adam, optax.sgd])
+def test_a_peak_with_a_schedule_is_the_finished_optimizer(make):
     options = {"steps": 9, "loss": down, "batch_size": 4, "progress": False}
-    peak = train.fit(jr.key(0), point(), X, learning_rate=0.1, **options)
-    schedule = optax.cosine_onecycle_schedule(9, 0.1)
-    given = train.fit(jr.key(0), point(), X, learning_rate=schedule, **options)
-    assert peak.flow.w == given.flow.w != 0
+    optimizer = make(optax.cosine_onecycle_schedule(9, 0.1))
+    finished = train.fit(jr.key(0), point(), X, optimizer=optimizer, **options).flow
+    options = {"optimizer": make, "learning_rate": 0.1, **options}
+    cycle = train.fit(jr.key(0), point(), X, **options).flow
+    shape = optax.cosine_onecycle_schedule(9, 2.0)
+    options["learning_rate"] = 0.05
+    given = train.fit(jr.key(0), point(), X, schedule=shape, **options).flow
+    assert finished.w != 0
+    np.testing.assert_allclose([cycle.w, given.w], finished.w, rtol=1e-6)
+
+
+def test_clipping_is_that_of_optax():
+    options = {"steps": 5, "loss": down, "batch_size": 4, "progress": False}
+    options["optimizer"] = optax.sgd(1.0)
+    for clip in (0.3, 1.0, 3.0, float("inf"), None):
+        ours = train.fit(jr.key(0), point(), X, clip=clip, **options).flow
+        limit = optax.clip_by_global_norm(clip or float("inf"))
+        other = options | {"optimizer": optax.chain(limit, optax.sgd(1.0))}
+        theirs = train.fit(jr.key(0), point(), X, clip=None, **other).flow
+        assert ours.w == theirs.w == pytest.approx(5 * min(clip or 1.0, 1.0))
+
+
+def test_rates_are_data_and_may_differ_between_seeds():
+    traces = []
+
+    def loss(point, batch):
+        traces.append(batch.shape)
+        return down(point, batch)
+
+    options = {"steps": 6, "loss": loss, "batch_size": 4, "progress": False}
+    options |= {"optimizer": optax.sgd, "schedule": optax.constant_schedule(1.0)}
+    rates, clips = np.array([0.1, 0.2, 0.2]), np.array([1.0, 0.5, np.inf])
+    many = train.fit_many(
+        jr.split(jr.key(0), 3), lambda key: point(), X,
+        learning_rate=rates, clip=clips, **options,
+    )  # fmt: skip
+    np.testing.assert_allclose(many.flow.w, [0.6, 0.6, 1.2], rtol=1e-5)
+    train.fit(jr.key(0), point(), X, learning_rate=0.1, **options)
+    before = len(traces)
+    train.fit(jr.key(0), point(), X, learning_rate=0.3, clip=None, **options)
+    assert len(traces) == before
 
 
 def test_non_trainable_parameters_stay():
@@ -545,6 +583,7 @@ NAN_ROW[7, 1] = np.nan
         ({"learning_rate": -1.0}, "expected learning_rate"),
         ({"learning_rate": float("nan")}, "expected learning_rate"),
         ({"learning_rate": 0.1, "optimizer": optax.sgd(1.0)}, "got both"),
+        ({"schedule": float, "optimizer": optax.sgd(1.0)}, "got both"),
         ({"ema": 1.0}, "expected ema between 0 and 1, got 1.0"),
         ({"patience": 0, "x_val": ROWS}, "expected patience to be"),
         ({"patience": 1}, "expected x_val, whose loss `patience` watches"),
@@ -571,6 +610,21 @@ def test_float64_data_for_a_float32_flow_is_an_error(x64):
     x = data.two_moons(jr.key(0), 20)
     with pytest.raises(ValueError, match="dtype float32, got float64"):
         train.fit(jr.key(0), flow_of(jr.key(0), jnp.float32), x, batch_size=8)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"learning_rate": np.ones(2)}, r"array of shape \(3,\), got shape \(2,\)"),
+        ({"clip": np.ones((3, 1))}, "expected clip to be a number or an array"),
+        ({"clip": np.array([1.0, 0.0, 1.0])}, "expected clip to be finite and > 0"),
+        ({"learning_rate": np.array([1, np.inf, 1])}, "learning_rate to be finite"),
+    ],
+)
+def test_rates_of_another_form_are_named(change, message):
+    keys, options = jr.split(jr.key(0), 3), {"batch_size": 8, "progress": False}
+    with pytest.raises(ValueError, match=message):
+        train.fit_many(keys, flow_of, ROWS, **options, **change)
 
 
 def test_fit_many_needs_seeds():

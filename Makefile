@@ -6,7 +6,7 @@ CHAPTER ?= # records of one chapter only, e.g. 07_depth_sweep
 
 RUN = .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help book test notebooks serve records check-pages lint format lock setup clean
+.PHONY: help book test notebooks serve records benchmark check-pages lint format lock setup clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -25,6 +25,9 @@ serve: ## show the built book at http://localhost:8000 (PORT=... for another)
 
 records: setup ## run the chapters in the full lane and write book/records (CHAPTER=... for one)
 	@$(RUN) tools/run_notebooks.py --records $(CHAPTER)
+
+benchmark: setup ## measure beside flowjax and the PyTorch libraries: half an hour, quiet
+	@$(RUN) benchmarks/peers.py
 
 check-pages: setup ## open every built page in headless Chromium, light, dark and phone
 	@$(RUN) tools/check_pages.py

@@ -544,6 +544,21 @@ def test_failure_names_the_block(kind, scan):
     assert many.failed_layer == (result.failed_layer,) * 2
 
 
+def test_a_second_failure_compiles_nothing():
+    traces = []
+
+    def lost(flow, batch):
+        traces.append(batch.shape)
+        return jnp.inf * flow.log_prob(batch).mean()
+
+    options = {"steps": 1, "batch_size": 4, "loss": lost, "progress": False}
+    for key in range(3):
+        result = train.fit(jr.key(key), flow_of(jr.key(key)), X, throw=False, **options)
+        assert result.failed_step == 0
+        first = len(traces) if key == 0 else first
+    assert len(traces) == first
+
+
 def test_failure_of_what_is_no_flow_names_the_leaf():
     def loss(pair, batch):
         return 0 * jnp.sqrt(jnp.abs(pair[1].w - 2)) - pair[0].w - pair[1].w

@@ -31,6 +31,15 @@ def dtype_of(tree: Any) -> Any:
     return jnp.result_type(*leaves) if leaves else None
 
 
+def events(x: Array, shape: tuple[int, ...]) -> None:
+    """Raise ``ValueError`` unless ``x`` holds two or more events of that shape."""
+    if x.shape[1:] != shape or len(x) < 2:
+        raise ValueError(
+            f"expected at least 2 events of shape {shape}, got an array of shape "
+            f"{x.shape}"
+        )
+
+
 def rows(name: str, x: Any, flow: Any) -> Array:
     """Return ``x`` as an array of events of ``flow``, or raise ``ValueError``.
 

@@ -7,6 +7,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float
 
+from . import _check
 from ._columns import AbstractColumnwise
 
 
@@ -54,11 +55,7 @@ class ActNorm(AbstractColumnwise):
             ValueError: If the batch has another shape or fewer than two events.
             RuntimeError: If a channel is constant (``EquinoxRuntimeError`` under jit).
         """
-        if x.shape[1:] != self.shape or len(x) < 2:
-            raise ValueError(
-                f"expected at least 2 events of shape {self.shape}, "
-                f"got an array of shape {x.shape}"
-            )
+        _check.events(x, self.shape)
         axes = tuple(range(x.ndim - 1))
         mean, spread = x.mean(axes), x.std(axes)
         spread = eqx.error_if(

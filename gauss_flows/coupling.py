@@ -20,7 +20,7 @@ import numpy as np
 from equinox import AbstractVar
 from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
-from . import masks, spline
+from . import _check, masks, spline
 from ._columns import AbstractColumnwise
 
 _RAW_UNIT_SCALE = math.log(math.expm1(1.0))
@@ -77,11 +77,7 @@ class AbstractCoupling(AbstractColumnwise):
             RuntimeError: If an active coordinate is constant
                 (``EquinoxRuntimeError`` under jit).
         """
-        if x.shape[1:] != self.shape or len(x) < 2:
-            raise ValueError(
-                f"expected at least 2 events of shape {self.shape}, "
-                f"got an array of shape {x.shape}"
-            )
+        _check.events(x, self.shape)
         active = x.reshape(len(x), -1)[:, np.array(self.active)]
         low, high = active.min(axis=0), active.max(axis=0)
         active = eqx.error_if(

@@ -19,6 +19,7 @@ from flowjax.bijections import Invert
 from flowjax.distributions import Transformed
 from jaxtyping import Array, Float
 
+from . import _check
 from .actnorm import ActNorm
 from .coupling import AbstractCoupling
 from .linear import HouseholderRotation
@@ -76,11 +77,7 @@ def warm_start(
     if rotations not in ("principal", "kept"):
         raise ValueError(f"expected rotations principal or kept, got {rotations!r}")
     bijection = normalizing_map(flow)
-    if x.shape[1:] != flow.shape or len(x) < 2:
-        raise ValueError(
-            f"expected at least 2 events of shape {flow.shape}, got an array of shape "
-            f"{x.shape}"
-        )
+    _check.events(x, flow.shape)
     leaves = jax.tree.leaves(bijection, is_leaf=_is_coupling)
     if isinstance(bijection, Invert) or not any(map(_is_coupling, leaves)):
         raise ValueError(
@@ -118,11 +115,7 @@ def principal_rotation(
             even, or the batch has the wrong shape.
     """
     (dim,), n_reflections = layer.shape, len(layer.params)
-    if x.shape[1:] != layer.shape or len(x) < 2:
-        raise ValueError(
-            f"expected at least 2 events of shape {layer.shape}, got an array of shape "
-            f"{x.shape}"
-        )
+    _check.events(x, layer.shape)
     if n_reflections < dim - dim % 2:
         raise ValueError(
             f"expected at least {dim - dim % 2} reflections, which reach every rotation"

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from equinox import AbstractVar
 from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
+from paramax.utils import inv_softplus
 
 from . import _check, masks, spline
 from ._columns import AbstractColumnwise
@@ -231,7 +232,7 @@ class AffineCoupling(AbstractCoupling):
     def _from_marginals(self, x):
         scale = 1 / x.std(axis=0)
         if self.log_scale_bound is None:
-            raw = scale + jnp.log(-jnp.expm1(-scale)) - _RAW_UNIT_SCALE
+            raw = inv_softplus(scale) - _RAW_UNIT_SCALE
         else:  # no bound is reached by any raw parameter
             wanted = jnp.log(scale) / self.log_scale_bound
             raw = self.log_scale_bound * jnp.arctanh(jnp.clip(wanted, -0.99, 0.99))

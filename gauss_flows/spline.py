@@ -23,6 +23,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+from paramax.utils import inv_softplus
 
 MIN_WIDTH = 1e-3
 """Smallest width and height of a bin, in units of the interval's coordinate."""
@@ -161,7 +162,7 @@ def from_knots(
         return raw - raw.mean(axis=0)
 
     above = jnp.maximum(slopes - MIN_SLOPE, 0.01 * MIN_SLOPE)
-    raw_slopes = above + jnp.log(-jnp.expm1(-above)) - _RAW_UNIT_SLOPE
+    raw_slopes = inv_softplus(above) - _RAW_UNIT_SLOPE
     return jnp.concatenate([raw_sizes(x), raw_sizes(y), raw_slopes])
 
 

@@ -177,11 +177,11 @@ def _step(plan, static, rates, x, updates, state, index):
     average = state.average
     if plan.ema is not None:
         tried = _averaged(plan.ema, average, state.params, index)
-        average = _select(alive & finite, tried, average)
+        average = select(alive & finite, tried, average)
     state = State(
-        params=_select(take, params, _select(fail, state.previous, state.params)),
-        previous=_select(take | fail, state.params, state.previous),
-        opt_state=_select(take, opt_state, state.opt_state),
+        params=select(take, params, select(fail, state.previous, state.params)),
+        previous=select(take | fail, state.params, state.previous),
+        opt_state=select(take, opt_state, state.opt_state),
         key=key,
         failed=jnp.where(fail, index, state.failed),
         best=state.best,
@@ -205,7 +205,7 @@ def _validate(plan, static, x_val, updates, state, index):
     value = jnp.where(alive, value, jnp.nan)
     better = value < state.best_loss
     best = (state.best, state.best_loss, state.best_step)
-    best = _select(better, (params, value, index), best)
+    best = select(better, (params, value, index), best)
     state = eqx.tree_at(lambda s: (s.best, s.best_loss, s.best_step), state, best)
     if plan.patience is not None:
         stale = jnp.where(better, 0, state.stale + 1)
@@ -246,5 +246,6 @@ def _clipped(grads, norm, limit):
     return jax.tree.map(clip, grads)
 
 
-def _select(condition, new, old):
+def select(condition, new, old):
+    """The new arrays where the condition holds, else the old ones."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)

@@ -5,6 +5,7 @@ What users call is in ``train``, and what is compiled in ``_loop``.
 
 import hashlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -12,7 +13,6 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Array, PyTree
@@ -25,9 +25,11 @@ from ._loop import (
     initial_state,
     interval,
     replicated,
+    select,
     trainable,
 )
 from ._progress import Progress
+from ._shares import advance, on_data, prepare
 
 Report = Callable[[int, PyTree, np.ndarray, np.ndarray], dict[str, Any] | None]
 """``report(step, flow, losses, held_out)``: what it returns, by name, is recorded."""
@@ -95,7 +97,7 @@ def run(
         state, log, position = _resume(store, state, log)
     begin = perf_counter()
     if position <= steps:
-        interval(inputs(0, 0), _owned(plan, state))  # compiles, and makes no step
+        prepare(plan, inputs(0, 0), _owned(plan, state))
     compiled = perf_counter()
     state = _owned(plan, state)
     with Progress(steps, position, progress) as bar:
@@ -104,7 +106,7 @@ def run(
         for start in [start for start in starts if start >= position]:
             stop = min(start + plan.interval, steps) if start < steps else steps + 1
             seen = report and eqx.combine(_local(state.candidate()), static)
-            state, (value, *new) = interval(inputs(start, stop), state)
+            state, (value, *new) = advance(plan, inputs(start, stop), state)
             log["steps"][..., start:stop] = np.stack(new)[..., : stop - start]
             losses, value = log["steps"][0, ..., :stop].copy(), np.asarray(value)
             found = (report and report(start, seen, losses[..., :start], value)) or {}
@@ -133,15 +135,11 @@ def run(
 
 def _flows(plan, state, static):
     """The flows of a state, by their names in ``Run``."""
-    select = jax.vmap(_select) if plan.many else _select
-    best = select(state.best_step >= 0, state.best, state.candidate())
+    choose = jax.vmap(select) if plan.many else select
+    best = choose(state.best_step >= 0, state.best, state.candidate())
     found = {"best": best, "final": state.params, "failing": state.previous}
     found = found if plan.mesh is None else _local(found)
     return {name: eqx.combine(params, static) for name, params in found.items()}
-
-
-def _select(condition, new, old):
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
 
 
 def _ended(state):
@@ -177,14 +175,10 @@ def _place(plan: Plan, tree: PyTree) -> PyTree:
         return tree
     sharding = replicated(plan.mesh)
 
-    def put(leaf):
-        if not eqx.is_array(leaf):
-            return leaf
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return jr.wrap_key_data(put(jr.key_data(leaf)), impl=jr.key_impl(leaf))
-        return jax.device_put(np.asarray(leaf), sharding)  # the same in each process
+    def put(array):
+        return jax.device_put(np.asarray(array), sharding)  # the same in each process
 
-    return jax.tree.map(put, tree)
+    return jax.tree.map(partial(on_data, put), tree)
 
 
 def _local(tree: PyTree) -> PyTree:

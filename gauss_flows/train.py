@@ -226,6 +226,9 @@ def fit_many(
 ) -> FitResult:
     """Train one flow a seed, all of them in the same compiled steps (by ``vmap``).
 
+    On a CPU the seeds are dealt out to its cores in equal shares, at most two to a
+    core: a number of seeds with divisors goes faster than a prime one.
+
     Seed i does what ``fit(train, build(init), x)`` does, to rounding, where
     ``init, train = jr.split(keys[i])``. A seed that fails stops where it is; the others
     go on, and only when all are done an error is raised if ``throw`` is True.

@@ -22,19 +22,29 @@ from ._loop import Plan, State, interval
 SHARES_PER_CORE = 2  # smaller shares fit better into a core's cache
 
 
-def prepare(plan: Plan, inputs: tuple, state: State) -> None:
-    """Compile what ``advance`` calls; ``inputs`` must ask for no step."""
-    interval(*_jobs(plan, inputs, state)[0])
+Program = Callable[[tuple, State], tuple[State, tuple]]
 
 
-def advance(plan: Plan, inputs: tuple, state: State) -> tuple[State, tuple]:
-    """Call ``interval`` once, or once a share, and put the results together."""
-    jobs = _jobs(plan, inputs, state)
-    if len(jobs) == 1:
-        return interval(*jobs[0])
-    with ThreadPoolExecutor(len(jobs)) as pool:
-        done = pool.map(lambda job: jax.block_until_ready(interval(*job)), jobs)
-        return _join(*done)
+def compiled(plan: Plan, inputs: tuple, state: State) -> Program:
+    """``interval``, compiled, as one program for each share or for all seeds.
+
+    ``inputs`` must ask for no step: they are passed through it.
+    """
+    share, *others = _jobs(plan, inputs, state)
+    if not others:
+        interval(*share)
+        return interval
+    program = interval.lower(*share).compile()
+
+    def advance(inputs: tuple, state: State) -> tuple[State, tuple]:
+        # Compiled before, because settings made by a context manager, such as
+        # `jax.enable_x64`, hold in one thread only.
+        jobs = _jobs(plan, inputs, state)
+        with ThreadPoolExecutor(len(jobs)) as pool:
+            done = pool.map(lambda job: jax.block_until_ready(program(*job)), jobs)
+            return _join(*done)
+
+    return advance
 
 
 def _jobs(plan: Plan, inputs: tuple, state: State) -> list[tuple[tuple, State]]:
@@ -68,7 +78,7 @@ def _n_cores() -> int:
 
 def _cut(tree: PyTree, seeds: slice) -> PyTree:
     def rows(array):
-        return np.asarray(array)[seeds]
+        return jnp.asarray(np.asarray(array)[seeds])
 
     return jax.tree.map(partial(on_data, rows), tree)
 

@@ -74,6 +74,15 @@ def test_all_shares_run_one_program(monkeypatch):
     assert len(traces) == first
 
 
+def test_settings_of_this_thread_hold_in_every_share(monkeypatch, x64):
+    rows = np.asarray(ROWS, float)
+    monkeypatch.setattr(_shares, "_n_shares", lambda plan, seeds: 2)
+    result = gf.fit_many(jr.split(jr.key(0), 2), build, rows, **OPTIONS)
+    assert result.train_loss.dtype == np.float64
+    leaves = jax.tree.leaves(eqx.filter(result.flow, eqx.is_inexact_array))
+    assert {leaf.dtype for leaf in leaves} == {np.dtype("float64")}
+
+
 def test_an_error_in_a_share_is_raised(monkeypatch):
     def loss(flow, batch):
         return eqx.error_if(-flow.log_prob(batch).mean(), batch.sum() < 1e9, "no")

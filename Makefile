@@ -26,7 +26,8 @@ serve: ## show the built book at http://localhost:8000 (PORT=... for another)
 records: setup ## run the chapters in the full lane and write book/records (CHAPTER=... for one)
 	@$(RUN) tools/run_notebooks.py --records $(CHAPTER)
 
-benchmark: setup ## measure beside flowjax and the PyTorch libraries: half an hour, quiet
+benchmark: setup ## measure beside flowjax and the PyTorch libraries: an hour, quiet
+	@$(RUN) benchmarks/profile_step.py
 	@$(RUN) benchmarks/peers.py
 
 check-pages: setup ## open every built page in headless Chromium, light, dark and phone

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+from jaxtyping import DTypeLike
 
 import gauss_flows as gf
 
@@ -56,9 +57,9 @@ def block_cost(batch: int) -> tuple[float, float]:
     return cost["flops"], cost["bytes accessed"]
 
 
-def matmul_rate(size: int = 4096) -> float:
-    """Operations a second of a product of two float32 matrices."""
-    a = jr.normal(jr.key(0), (size, size), jnp.float32)
+def matmul_rate(size: int = 4096, dtype: DTypeLike = jnp.float32) -> float:
+    """Operations a second of a product of two square matrices."""
+    a = jr.normal(jr.key(0), (size, size), dtype)
     return 2 * size**3 / _best(jax.jit(lambda a: a @ a), a)
 
 

@@ -21,7 +21,6 @@ from ._loop import Plan, State, interval
 
 SHARES_PER_CORE = 2  # smaller shares fit better into a core's cache
 
-
 Program = Callable[[tuple, State], tuple[State, tuple]]
 
 
@@ -85,7 +84,7 @@ def _cut(tree: PyTree, seeds: slice) -> PyTree:
 
 def _join(*trees: PyTree) -> PyTree:
     def joined(*arrays):
-        return np.concatenate(arrays)
+        return jnp.asarray(np.concatenate(arrays))
 
     return jax.tree.map(partial(on_data, joined), *trees)
 

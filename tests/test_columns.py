@@ -118,3 +118,48 @@ def test_a_flow_has_its_gradients_in_forward_mode_too(x64):
     forward = jax.jit(jax.jacfwd(lambda x: flow.log_prob(x)))(x)
     backward = jax.jit(jax.grad(lambda x: flow.log_prob(x)))(x)
     np.testing.assert_allclose(forward, backward, rtol=1e-9)
+
+
+def in_parts(monkeypatch, part, n=12):
+    """Values and gradients of polynomials, so many numbers at a time."""
+    monkeypatch.setattr(_columns, "PART", part)
+    x = jr.normal(jr.key(3), (n, 3))
+    seen = []
+
+    def look(scale, x):
+        seen.append(x.shape)
+        return polynomial(scale, x)
+
+    def all_of(scale):
+        y, total = jax.vmap(lambda x: _columns.batched(look, scale, x))(x)
+        return (y * jnp.cos(total)[:, None]).sum(), (y, total)
+
+    return jax.value_and_grad(all_of, has_aux=True)(SCALE), seen
+
+
+def test_parts_change_nothing_but_the_size(monkeypatch):
+    whole, seen = in_parts(monkeypatch, 10**9)
+    assert set(seen) == {(3, 12)}
+    parts, seen = in_parts(monkeypatch, 14)
+    assert set(seen) == {(3, 4)}
+    for one, other in zip(jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("columns", "height", "size"),
+    [
+        (8192, 2, 8192),  # few enough
+        (8192, 64, 256),
+        (10_000, 64, 250),  # a divisor
+        (10_007, 64, 10_007),  # a prime has none that is worth while
+        (512, 50_000, 512),  # one event is more than a part
+    ],
+)
+def test_a_part_divides_the_columns(columns, height, size):
+    assert _columns._part(columns, height) == size
+
+
+def test_only_a_cpu_has_parts(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert _columns._part(8192, 64) == 8192

@@ -680,6 +680,13 @@ def fit(**more):
 def fit_many(**more):
     return gf.fit_many(jr.split(jr.key(1), 3), build, x, **options, **more)
 
+class Killed(Exception):
+    pass
+
+def killer(snapshot):
+    if snapshot.step == 40:
+        raise Killed
+
 for train in (fit, fit_many) if len(sys.argv) == 2 else (fit,):
     one = train()
     file = f"{sys.argv[1]}/{train.__name__}"
@@ -694,6 +701,14 @@ for train in (fit, fit_many) if len(sys.argv) == 2 else (fit,):
     for flow, tolerance in ((one.flow, 1e-11), (again.flow, 0)):
         np.testing.assert_allclose(several.flow.weight, flow.weight, rtol=tolerance)
     assert several.flow.weight.devices() == one.flow.weight.devices()
+    often = dict(devices=jax.devices(), checkpoint=file + "-killed", checkpoint_every=1)
+    try:
+        train(callback=killer, **often)
+    except Killed:
+        assert gf.checkpoint.read_meta(file + "-killed")["position"] == 40
+    resumed = train(**often)
+    np.testing.assert_array_equal(resumed.train_loss, several.train_loss)
+    np.testing.assert_array_equal(resumed.flow.weight, several.flow.weight)
 """
 
 
@@ -721,4 +736,4 @@ def test_two_processes_do_what_one_does(tmp_path):
         for process in pair:
             process.kill()
     assert [process.returncode for process in pair] == [0, 0], errors
-    assert os.listdir(tmp_path) == ["fit"]
+    assert sorted(os.listdir(tmp_path)) == ["fit", "fit-killed"]

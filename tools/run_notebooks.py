@@ -51,6 +51,8 @@ def kernel_environment(lane: str) -> dict[str, str]:
         for name, value in os.environ.items()
         if name not in ("PYTHONPATH", "PYTHONSTARTUP", "PYTHONHOME")
     }
+    # kernels run side by side, and BLAS threads that wait for each other spin
+    env.setdefault("OPENBLAS_NUM_THREADS", "1")
     env.update(
         GAUSS_FLOWS_LANE=lane,
         GAUSS_FLOWS_RECORDS=str(nbs.RECORDS),

@@ -159,12 +159,12 @@ def _row(row: dict[str, Any], base: float) -> str:
     step = median(row, "step")
     if np.isnan(step):
         return f"| {row['library']} | | {_reason(row)} | | | | | | |"
-    low, high = (1e3 * np.quantile(row["step"], q) for q in (0.25, 0.75))
+    low, high = (_ms(np.quantile(row["step"], q)) for q in (0.25, 0.75))
     compiled = "none" if row["library"] in TORCH else f"{row['compile_seconds']:.1f}"
     temp = f"{row['temp_bytes'] / 1e6:.1f}" if "temp_bytes" in row else ""
     return (
-        f"| {row['library']} | {row['parameters']:,} | {1e3 * step:.3g} "
-        f"({low:.3g} to {high:.3g}) | {_shown(row, 'density')} | "
+        f"| {row['library']} | {row['parameters']:,} | {_ms(step)}\N{NO-BREAK SPACE}"
+        f"({low}\N{EN DASH}{high}) | {_shown(row, 'density')} | "
         f"{_shown(row, 'sample')} | {compiled} | {row['peak_bytes'] / 1e6:.0f} | "
         f"{temp} | {step / base:.2f} |"
     )
@@ -173,7 +173,12 @@ def _row(row: dict[str, Any], base: float) -> str:
 def _shown(row: dict[str, Any], way: str) -> str:
     """Milliseconds, or why there are none."""
     time = median(row, way)
-    return _reason(row, way) if np.isnan(time) else f"{1e3 * time:.3g}"
+    return _reason(row, way) if np.isnan(time) else _ms(time)
+
+
+def _ms(seconds: float) -> str:
+    """Milliseconds, without an exponent."""
+    return f"{1e3 * seconds:,.0f}" if seconds >= 0.9995 else f"{1e3 * seconds:.3g}"
 
 
 def _reason(row: dict[str, Any], way: str = "step") -> str:
@@ -195,7 +200,8 @@ def ratios(result: dict[str, Any], depth: int = 8) -> str:
         lines.append(f"| {' | '.join(shown)} |")
     return (
         f":::{{table}} Times of a training step over that of `fit`, {depth} blocks. "
-        "Below 1 the peer is faster.\n"
+        "Below 1 the peer is faster; where `fit` has no time, the peer's own is in "
+        "parentheses.\n"
         f":name: tab-ratios-{result['machine']['kind']}\n\n"
         f"| dimensions | rows | dtype | `fit`, ms | {' | '.join(peers)} |\n"
         f"|--:|--:|:--|--:|{'--:|' * len(peers)}\n"
@@ -209,7 +215,11 @@ def settings(result: dict[str, Any]) -> list[tuple[int, int, str]]:
 
 def _over(row: dict[str, Any], ours: float) -> str:
     time = median(row, "step")
-    return _reason(row) if np.isnan(time) else f"{time / ours:.2f}"
+    if np.isnan(time):
+        return _reason(row)
+    return (
+        f"({_ms(time)}\N{NO-BREAK SPACE}ms)" if np.isnan(ours) else f"{time / ours:.2f}"
+    )
 
 
 def seeds(result: dict[str, Any]) -> str:

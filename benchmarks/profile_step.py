@@ -25,13 +25,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from peers import HERE, commit, machine
-from roofline import matmul_rate
+from roofline import best_seconds, gradient_of, matmul_rate
 
 import gauss_flows as gf
 
@@ -46,23 +45,6 @@ class Profile(NamedTuple):
     whole: float
     parts: dict[str, float]
     floor: dict[str, float]
-
-
-def gradient_of(depth: int, dtype: Any) -> tuple[Any, tuple]:
-    """The compiled loss and gradient of a stack, and its arguments."""
-    flow = gf.coupling_flow(jr.key(0), dim=2, depth=depth, dtype=dtype)
-    params, static = eqx.partition(flow, eqx.is_inexact_array)
-    x = jnp.asarray(gf.data.source_spiral(BATCH), dtype)
-
-    @jax.jit
-    def gradient(params, x):
-        def loss(params):
-            flow = eqx.combine(params, static)
-            return gf.train.negative_log_likelihood(flow, x)
-
-        return jax.value_and_grad(loss)(params)
-
-    return gradient.lower(params, x).compile(), (params, x)
 
 
 def parts_of(program: Any) -> dict[str, str]:
@@ -118,12 +100,12 @@ def rate_of(
     def chain(a):
         return jax.lax.fori_loop(0, repeats, lambda _, a: function(a), a)
 
-    return size * repeats / seconds_of(chain, jnp.full(size, 0.5, dtype))
+    return size * repeats / best_seconds(chain, jnp.full(size, 0.5, dtype))
 
 
 def floor(depth: int, dtype: Any) -> dict[str, float]:
     """The least seconds of the arithmetic of a gradient, by its kind."""
-    program, _ = gradient_of(1, dtype)
+    program, _ = gradient_of(1, BATCH, dtype)
     cost = program.cost_analysis()
     layer = gf.RQSplineCoupling(jr.key(0), shape=(2,), dtype=dtype)
     kernels = 2 * sum(part.weight.size for part in layer.conditioner.layers)
@@ -140,7 +122,7 @@ def floor(depth: int, dtype: Any) -> dict[str, float]:
 
 def profile(depth: int, dtype: Any) -> Profile:
     """Measure one dtype."""
-    program, arguments = gradient_of(depth, dtype)
+    program, arguments = gradient_of(depth, BATCH, dtype)
     whole = seconds_of(program, *arguments)
     parts = parts_of(program)
     seen: dict[str, float] = dict.fromkeys(PARTS, 0.0)

@@ -8,6 +8,7 @@ body of a loop once, so it is asked about one block, and the answer multiplied.
 import time
 from collections.abc import Callable
 from math import nan
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -43,16 +44,26 @@ def shares(
     }
 
 
-def block_cost(batch: int) -> tuple[float, float]:
-    """Operations and bytes of loss and gradient of one block, from XLA."""
-    flow = gf.coupling_flow(jr.key(0), dim=2, depth=1, dtype=jnp.float32)
+def gradient_of(depth: int, batch: int, dtype: DTypeLike) -> tuple[Any, tuple]:
+    """The compiled loss and gradient of a stack in the plane, and its arguments."""
+    flow = gf.coupling_flow(jr.key(0), dim=2, depth=depth, dtype=dtype)
     params, static = eqx.partition(flow, eqx.is_inexact_array)
+    x = jnp.asarray(gf.data.source_spiral(batch), dtype)
 
     @jax.jit
     def gradient(params, x):
-        return jax.grad(lambda p: -eqx.combine(p, static).log_prob(x).mean())(params)
+        def loss(params):
+            flow = eqx.combine(params, static)
+            return gf.train.negative_log_likelihood(flow, x)
 
-    program = gradient.lower(params, jnp.zeros((batch, 2), jnp.float32)).compile()
+        return jax.value_and_grad(loss)(params)
+
+    return gradient.lower(params, x).compile(), (params, x)
+
+
+def block_cost(batch: int) -> tuple[float, float]:
+    """Operations and bytes of loss and gradient of one block, from XLA."""
+    program, _ = gradient_of(1, batch, jnp.float32)
     cost = program.cost_analysis() or {"flops": nan, "bytes accessed": nan}
     return cost["flops"], cost["bytes accessed"]
 
@@ -60,16 +71,16 @@ def block_cost(batch: int) -> tuple[float, float]:
 def matmul_rate(size: int = 4096, dtype: DTypeLike = jnp.float32) -> float:
     """Operations a second of a product of two square matrices."""
     a = jr.normal(jr.key(0), (size, size), dtype)
-    return 2 * size**3 / _best(jax.jit(lambda a: a @ a), a)
+    return 2 * size**3 / best_seconds(jax.jit(lambda a: a @ a), a)
 
 
 def copy_bandwidth(size: int = 2**27) -> float:
     """Bytes a second, read and written, of adding one to a vector."""
     a = jnp.zeros(size, jnp.float32)
-    return 2 * a.nbytes / _best(jax.jit(lambda a: a + 1), a)
+    return 2 * a.nbytes / best_seconds(jax.jit(lambda a: a + 1), a)
 
 
-def _best(call: Callable, a: jax.Array) -> float:
+def best_seconds(call: Callable, a: jax.Array) -> float:
     """The least seconds of twenty calls; other work only adds to it."""
     call(a).block_until_ready()
     seconds = []

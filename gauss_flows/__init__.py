@@ -10,11 +10,14 @@ from . import (
     actnorm as actnorm,
     checkpoint as checkpoint,
     compilation as compilation,
+    conditioner as conditioner,
     coupling as coupling,
     data as data,
+    diagonal as diagonal,
     linear as linear,
     masks as masks,
     memory as memory,
+    mixture as mixture,
     probe as probe,
     rbig as rbig,
     records as records,
@@ -22,16 +25,24 @@ from . import (
     spline as spline,
     stack as stack,
     train as train,
+    transformers as transformers,
 )
 from .actnorm import ActNorm as ActNorm, ActNorm1D as ActNorm1D
 from .compilation import cache_compilation as cache_compilation
+from .conditioner import Conditioner as Conditioner
 from .coupling import (
     AbstractCoupling as AbstractCoupling,
     AdditiveCoupling as AdditiveCoupling,
     AffineCoupling as AffineCoupling,
+    DeepSigmoidCoupling as DeepSigmoidCoupling,
+    MixtureCDFCoupling as MixtureCDFCoupling,
     RQSplineCoupling as RQSplineCoupling,
 )
-from .linear import HouseholderRotation as HouseholderRotation
+from .diagonal import Diagonal as Diagonal
+from .linear import (
+    HouseholderRotation as HouseholderRotation,
+    LearnedPermutation as LearnedPermutation,
+)
 from .memory import Stack as Stack
 from .residual import (
     BanachResult as BanachResult,
@@ -42,6 +53,7 @@ from .residual import (
 from .stack import (
     blocks as blocks,
     coupling_flow as coupling_flow,
+    diagonal_flow as diagonal_flow,
     initialize_actnorm as initialize_actnorm,
     intermediates as intermediates,
     normalizing_map as normalizing_map,

@@ -40,6 +40,18 @@ def events(x: Array, shape: tuple[int, ...]) -> None:
         )
 
 
+def varying(layer: str, what: str, x: Array) -> Array:
+    """Return the rows ``x``, or raise at run time if a column of them is constant."""
+    low, high = x.min(axis=0), x.max(axis=0)
+    return eqx.error_if(
+        x,
+        # differences of pure rounding are no spread
+        high - low <= 10 * jnp.finfo(x.dtype).eps * jnp.maximum(high, -low),
+        f"{layer}: expected every {what} to vary over the batch, got a constant one: "
+        "no monotone map makes it Gaussian",
+    )
+
+
 def rows(name: str, x: Any, flow: Any) -> Array:
     """Return ``x`` as an array of events of ``flow``, or raise ``ValueError``.
 

@@ -10,7 +10,7 @@ Source: Dinh, Krueger & Bengio (2014); Dinh, Sohl-Dickstein & Bengio (2017).
 """
 
 import math
-from abc import abstractmethod
+from collections.abc import Callable
 from typing import ClassVar
 
 import equinox as eqx
@@ -19,47 +19,23 @@ import jax.numpy as jnp
 import numpy as np
 from equinox import AbstractVar
 from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
-from paramax.utils import inv_softplus
 
-from . import _check, masks, spline
+from . import _check, masks, transformers
 from ._columns import AbstractColumnwise
-
-_RAW_UNIT_SCALE = math.log(math.expm1(1.0))
+from .conditioner import Conditioner
 
 
 class AbstractCoupling(AbstractColumnwise):
     """What all couplings share: split by a mask, condition, transform, merge.
 
-    To write one, define the fields, build the conditioner with as many outputs as
-    ``n_active * parameters per coordinate``, and implement :meth:`_forward` and
-    :meth:`_inverse` on the active coordinates, and :meth:`_from_marginals` for
-    :meth:`from_data`. Parameters of zero must give the identity: ``identity_init``
-    relies on it.
+    To write one, take a transformer and build the conditioner with as many outputs as
+    ``n_active * transformer.n_parameters``.
     """
 
     shape: AbstractVar[tuple[int, ...]]
     active: AbstractVar[tuple[int, ...]]
-    conditioner: AbstractVar[eqx.nn.MLP]
-
-    @abstractmethod
-    def _forward(
-        self, x: Float[Array, "active *batch"], *theta: Float[Array, "_ active *batch"]
-    ) -> tuple[Float[Array, "active *batch"], Float[Array, "active *batch"]]:
-        """Transformed active coordinates and the log-derivative of each."""
-
-    @abstractmethod
-    def _inverse(
-        self, y: Float[Array, "active *batch"], *theta: Float[Array, "_ active *batch"]
-    ) -> tuple[Float[Array, "active *batch"], Float[Array, "active *batch"]]:
-        """Preimages of the active coordinates and the log-derivative of each."""
-
-    @abstractmethod
-    def _sizes(self) -> tuple[int, ...]:
-        """How many parameters of a coordinate each of the arrays ``theta`` holds."""
-
-    @abstractmethod
-    def _from_marginals(self, x: Float[Array, "n active"]) -> Float[Array, "p active"]:
-        """Parameters that bring each column of ``x`` closest to a standard normal."""
+    transformer: AbstractVar[transformers.AbstractTransformer]
+    conditioner: AbstractVar[Conditioner]
 
     def from_data(self, x: Float[Array, "n ..."]) -> "AbstractCoupling":
         """The coupling that Gaussianizes each active coordinate of a batch by itself.
@@ -67,8 +43,8 @@ class AbstractCoupling(AbstractColumnwise):
         The last layer of its conditioner has a kernel of zeros, so that the parameters
         are the same wherever the passive part is, and a bias that fits them to the
         marginals: an additive coupling takes the means away, an affine one also makes
-        the variances 1, a spline maps quantiles to those of the normal distribution.
-        Hidden layers stay as they are.
+        the variances 1, a spline maps quantiles to those of the normal distribution,
+        and a mixture is fitted. Hidden layers stay as they are.
 
         Args:
             x: Batch of events, shape ``(n, *shape)`` with ``n >= 2``.
@@ -80,23 +56,16 @@ class AbstractCoupling(AbstractColumnwise):
         """
         _check.events(x, self.shape)
         active = x.reshape(len(x), -1)[:, np.array(self.active)]
-        low, high = active.min(axis=0), active.max(axis=0)
-        active = eqx.error_if(
-            active,
-            # differences of pure rounding are no spread
-            high - low <= 10 * jnp.finfo(x.dtype).eps * jnp.maximum(high, -low),
-            "coupling: expected every active coordinate to vary over the batch, got "
-            "a constant one: no monotone map makes it Gaussian",
-        )
+        active = _check.varying("coupling", "active coordinate", active)
         last = self.conditioner.layers[-1]
-        bias = self._from_marginals(active).T.ravel().astype(last.weight.dtype)
+        bias = self.transformer.from_marginals(active).T.ravel()
         return eqx.tree_at(
             lambda layer: (
                 layer.conditioner.layers[-1].weight,
                 layer.conditioner.layers[-1].bias,
             ),
             self,
-            (jnp.zeros_like(last.weight), bias),
+            (jnp.zeros_like(last.weight), bias.astype(last.weight.dtype)),
         )
 
     @property
@@ -122,31 +91,13 @@ class AbstractCoupling(AbstractColumnwise):
         """
         batch = x.shape[len(self.shape) :]
         passive, active = _split(x.reshape(-1, *batch), self.active)
-        transformer = self._inverse if inverse else self._forward
-        active, log_derivative = transformer(active, *self._condition(passive))
+        map_active = self.transformer.inverse if inverse else self.transformer.forward
+        theta = self.conditioner.columns(
+            passive, len(self.active), self.transformer.sizes
+        )
+        active, log_derivative = map_active(active, *theta)
         merged = _merge(passive, active, self.active)
         return merged.reshape(x.shape), log_derivative.sum(axis=0)
-
-    def _condition(self, passive: Float[Array, "passive *batch"]) -> list[Array]:
-        """The conditioner's parameters, each of shape (size, active, *batch).
-
-        That is ``self.conditioner`` on columns. The last layer is applied in parts: to
-        slice its rows costs less than to slice what it makes of a batch, and to put the
-        gradient together again.
-        """
-        *hidden, last = self.conditioner.layers
-        for layer in hidden:
-            passive = _linear(layer.weight, layer.bias, passive)
-            passive = self.conditioner.activation(passive)
-        n_active, found, start = len(self.active), [], 0
-        weight = last.weight.reshape(n_active, -1, last.weight.shape[1]).swapaxes(0, 1)
-        bias = None if last.bias is None else last.bias.reshape(n_active, -1).T
-        for size in self._sizes():
-            part = slice(start, start := start + size)
-            rows = weight[part].reshape(size * n_active, -1)
-            theta = _linear(rows, None if bias is None else bias[part].ravel(), passive)
-            found.append(theta.reshape(size, n_active, *passive.shape[1:]))
-        return found
 
 
 class AffineCoupling(AbstractCoupling):
@@ -171,6 +122,8 @@ class AffineCoupling(AbstractCoupling):
             half of a vector (:func:`gauss_flows.masks.half`).
         nn_width: Width of the conditioner's hidden layers.
         nn_depth: Number of its hidden layers; 0 makes it linear.
+        nn_activation: What acts between its layers.
+        nn_residual: Whether its hidden layers after the first are residual.
         log_scale_bound: Bound on the absolute log-scale, or None for softplus.
         identity_init: Start at the identity, by a zero last layer of the conditioner.
         dtype: Floating dtype of the parameters; JAX's default by default.
@@ -184,8 +137,8 @@ class AffineCoupling(AbstractCoupling):
 
     shape: tuple[int, ...] = eqx.field(static=True)
     active: tuple[int, ...] = eqx.field(static=True)
-    conditioner: eqx.nn.MLP
-    log_scale_bound: float | None = eqx.field(static=True)
+    transformer: transformers.Affine
+    conditioner: Conditioner
     cond_shape: ClassVar[None] = None
 
     def __init__(
@@ -196,47 +149,24 @@ class AffineCoupling(AbstractCoupling):
         mask: masks.Mask | None = None,
         nn_width: int = 24,
         nn_depth: int = 2,
+        nn_activation: Callable = jax.nn.relu,
+        nn_residual: bool = False,
         log_scale_bound: float | None = None,
         identity_init: bool = False,
         dtype: DTypeLike | None = None,
     ):
-        if log_scale_bound is not None and not 0 < log_scale_bound < math.inf:
-            raise ValueError(
-                f"expected a positive log_scale_bound or None, got {log_scale_bound}"
-            )
-        self.shape = shape
-        self.active = _active(mask, shape)
+        self.shape, self.active = shape, _active(mask, shape)
+        self.transformer = transformers.Affine(log_scale_bound)
         self.conditioner = _conditioner(
-            key, shape, self.active, 2, nn_width, nn_depth, identity_init, dtype
+            key,
+            self,
+            nn_width,
+            nn_depth,
+            nn_activation,
+            nn_residual,
+            identity_init,
+            dtype,
         )
-        self.log_scale_bound = log_scale_bound
-
-    def _scale(self, raw: Float[Array, "*n"]) -> tuple[Array, Array]:
-        if self.log_scale_bound is None:
-            raw = raw + _RAW_UNIT_SCALE
-            return jax.nn.softplus(raw), _log_softplus(raw)
-        log_scale = self.log_scale_bound * jnp.tanh(raw / self.log_scale_bound)
-        return jnp.exp(log_scale), log_scale
-
-    def _sizes(self):
-        return 1, 1
-
-    def _forward(self, x, shift, raw):
-        scale, log_scale = self._scale(raw[0])
-        return x * scale + shift[0], log_scale
-
-    def _inverse(self, y, shift, raw):
-        scale, log_scale = self._scale(raw[0])
-        return (y - shift[0]) / scale, -log_scale
-
-    def _from_marginals(self, x):
-        scale = 1 / x.std(axis=0)
-        if self.log_scale_bound is None:
-            raw = inv_softplus(scale) - _RAW_UNIT_SCALE
-        else:  # no bound is reached by any raw parameter
-            wanted = jnp.log(scale) / self.log_scale_bound
-            raw = self.log_scale_bound * jnp.arctanh(jnp.clip(wanted, -0.99, 0.99))
-        return jnp.stack([-x.mean(axis=0) * self._scale(raw)[0], raw])
 
 
 class AdditiveCoupling(AbstractCoupling):
@@ -255,6 +185,8 @@ class AdditiveCoupling(AbstractCoupling):
             half of a vector.
         nn_width: Width of the conditioner's hidden layers.
         nn_depth: Number of its hidden layers; 0 makes it linear.
+        nn_activation: What acts between its layers.
+        nn_residual: Whether its hidden layers after the first are residual.
         identity_init: Start at the identity, by a zero last layer of the conditioner.
         dtype: Floating dtype of the parameters; JAX's default by default.
 
@@ -267,7 +199,8 @@ class AdditiveCoupling(AbstractCoupling):
 
     shape: tuple[int, ...] = eqx.field(static=True)
     active: tuple[int, ...] = eqx.field(static=True)
-    conditioner: eqx.nn.MLP
+    transformer: transformers.Additive
+    conditioner: Conditioner
     cond_shape: ClassVar[None] = None
 
     def __init__(
@@ -278,26 +211,23 @@ class AdditiveCoupling(AbstractCoupling):
         mask: masks.Mask | None = None,
         nn_width: int = 24,
         nn_depth: int = 2,
+        nn_activation: Callable = jax.nn.relu,
+        nn_residual: bool = False,
         identity_init: bool = False,
         dtype: DTypeLike | None = None,
     ):
-        self.shape = shape
-        self.active = _active(mask, shape)
+        self.shape, self.active = shape, _active(mask, shape)
+        self.transformer = transformers.Additive()
         self.conditioner = _conditioner(
-            key, shape, self.active, 1, nn_width, nn_depth, identity_init, dtype
+            key,
+            self,
+            nn_width,
+            nn_depth,
+            nn_activation,
+            nn_residual,
+            identity_init,
+            dtype,
         )
-
-    def _sizes(self):
-        return (1,)
-
-    def _forward(self, x, shift):
-        return x + shift[0], jnp.zeros_like(x)
-
-    def _inverse(self, y, shift):
-        return y - shift[0], jnp.zeros_like(y)
-
-    def _from_marginals(self, x):
-        return -x.mean(axis=0)[None]
 
 
 class RQSplineCoupling(AbstractCoupling):
@@ -320,6 +250,8 @@ class RQSplineCoupling(AbstractCoupling):
             half of a vector.
         nn_width: Width of the conditioner's hidden layers.
         nn_depth: Number of its hidden layers; 0 makes it linear.
+        nn_activation: What acts between its layers.
+        nn_residual: Whether its hidden layers after the first are residual.
         identity_init: Start at the identity, by a zero last layer of the conditioner.
         dtype: Floating dtype of the parameters; JAX's default by default.
 
@@ -333,8 +265,8 @@ class RQSplineCoupling(AbstractCoupling):
 
     shape: tuple[int, ...] = eqx.field(static=True)
     active: tuple[int, ...] = eqx.field(static=True)
-    conditioner: eqx.nn.MLP
-    interval: float = eqx.field(static=True)
+    transformer: transformers.RQSpline
+    conditioner: Conditioner
     cond_shape: ClassVar[None] = None
 
     def __init__(
@@ -347,45 +279,159 @@ class RQSplineCoupling(AbstractCoupling):
         mask: masks.Mask | None = None,
         nn_width: int = 24,
         nn_depth: int = 2,
+        nn_activation: Callable = jax.nn.relu,
+        nn_residual: bool = False,
         identity_init: bool = False,
         dtype: DTypeLike | None = None,
     ):
-        if n_bins < 1:
-            raise ValueError(f"expected n_bins of at least 1, got {n_bins}")
-        if not (n_bins + 1) * spline.MIN_WIDTH < 2 * interval < math.inf:
-            raise ValueError(
-                "expected a finite interval with room for every bin, at least "
-                f"{(n_bins + 1) * spline.MIN_WIDTH / 2}, got {interval}"
-            )
-        self.shape = shape
-        self.active = _active(mask, shape)
+        self.shape, self.active = shape, _active(mask, shape)
+        self.transformer = transformers.RQSpline(n_bins, interval)
         self.conditioner = _conditioner(
             key,
-            shape,
-            self.active,
-            spline.n_parameters(n_bins),
+            self,
             nn_width,
             nn_depth,
+            nn_activation,
+            nn_residual,
             identity_init,
             dtype,
         )
-        self.interval = interval
 
-    def _sizes(self):
-        return spline.sizes(self._n_knots())
 
-    def _n_knots(self) -> int:
-        return self.conditioner.layers[-1].weight.shape[0] // len(self.active) // 3 - 1
+class MixtureCDFCoupling(AbstractCoupling):
+    r"""Mixture-CDF coupling: from a mixture of normal laws to the normal one, by rank.
 
-    def _forward(self, x, widths, heights, slopes):
-        return spline.forward(x, widths, heights, slopes, self.interval)
+    :math:`y = \Phi^{-1}(\sum_k w_k \Phi((x - \mu_k)/\sigma_k))` on the active part,
+    with weights, means and scales of the components as functions of the passive part.
+    It acts on the whole line, and is affine far out. With a conditioner whose last
+    kernel is zero it is a step of Gaussianization: see :mod:`gauss_flows.rbig`.
 
-    def _inverse(self, y, widths, heights, slopes):
-        return spline.inverse(y, widths, heights, slopes, self.interval)
+    Cost per event: one pass of the conditioner and two distribution functions a
+    component and coordinate; the inverse iterates, at five to ten times that. Where
+    speed counts or samples are drawn, :class:`RQSplineCoupling` bends as well.
 
-    def _from_marginals(self, x):
-        knots = _quantile_knots(x, self._n_knots(), self.interval)
-        return spline.from_knots(*knots, self.interval)
+    Args:
+        key: JAX random key of the conditioner.
+        shape: Event shape, at least two coordinates in all.
+        n_components: Number of components.
+        mask: Boolean mask of the event's shape, True = active; by default the second
+            half of a vector.
+        nn_width: Width of the conditioner's hidden layers.
+        nn_depth: Number of its hidden layers; 0 makes it linear.
+        nn_activation: What acts between its layers.
+        nn_residual: Whether its hidden layers after the first are residual.
+        identity_init: Start with a zero last layer of the conditioner: the same map for
+            all points, *near* the identity. Components that made it exact would
+            coincide, get equal gradients, and stay together.
+        dtype: Floating dtype of the parameters; JAX's default by default.
+
+    Raises:
+        ValueError: If an argument is out of range or the mask does not fit.
+
+    Source:
+        Meng, Song, Song & Ermon (2020), section 3; Ho et al. (2019), "Flow++", section
+        3.2, with logistic components.
+    """
+
+    shape: tuple[int, ...] = eqx.field(static=True)
+    active: tuple[int, ...] = eqx.field(static=True)
+    transformer: transformers.MixtureCDF
+    conditioner: Conditioner
+    cond_shape: ClassVar[None] = None
+
+    def __init__(
+        self,
+        key: PRNGKeyArray,
+        *,
+        shape: tuple[int, ...],
+        n_components: int = 8,
+        mask: masks.Mask | None = None,
+        nn_width: int = 24,
+        nn_depth: int = 2,
+        nn_activation: Callable = jax.nn.relu,
+        nn_residual: bool = False,
+        identity_init: bool = False,
+        dtype: DTypeLike | None = None,
+    ):
+        self.shape, self.active = shape, _active(mask, shape)
+        self.transformer = transformers.MixtureCDF(n_components)
+        self.conditioner = _conditioner(
+            key,
+            self,
+            nn_width,
+            nn_depth,
+            nn_activation,
+            nn_residual,
+            identity_init,
+            dtype,
+        )
+
+
+class DeepSigmoidCoupling(AbstractCoupling):
+    r"""Deep-sigmoid coupling: a mixture of sigmoids, and the logit of it.
+
+    :math:`y = \operatorname{logit} \sum_k w_k\, \operatorname{sigmoid}(a_k x + b_k)`
+    on the active part, with weights, slopes :math:`a_k > 0` and offsets as functions of
+    the passive part. It is :class:`MixtureCDFCoupling` with logistic laws for normal
+    ones, and cheaper, for its functions are in closed form. Affine far out.
+
+    Cost per event: one pass of the conditioner and some ten operations a component and
+    coordinate; the inverse iterates.
+
+    Args:
+        key: JAX random key of the conditioner.
+        shape: Event shape, at least two coordinates in all.
+        n_components: Number of components.
+        mask: Boolean mask of the event's shape, True = active; by default the second
+            half of a vector.
+        nn_width: Width of the conditioner's hidden layers.
+        nn_depth: Number of its hidden layers; 0 makes it linear.
+        nn_activation: What acts between its layers.
+        nn_residual: Whether its hidden layers after the first are residual.
+        identity_init: Start with a zero last layer of the conditioner: the same map for
+            all points, *near* the identity. Components that made it exact would
+            coincide, get equal gradients, and stay together.
+        dtype: Floating dtype of the parameters; JAX's default by default.
+
+    Raises:
+        ValueError: If an argument is out of range or the mask does not fit.
+
+    Source:
+        Huang, Krueger, Lacoste & Courville (2018), section 3.1.
+    """
+
+    shape: tuple[int, ...] = eqx.field(static=True)
+    active: tuple[int, ...] = eqx.field(static=True)
+    transformer: transformers.DeepSigmoid
+    conditioner: Conditioner
+    cond_shape: ClassVar[None] = None
+
+    def __init__(
+        self,
+        key: PRNGKeyArray,
+        *,
+        shape: tuple[int, ...],
+        n_components: int = 8,
+        mask: masks.Mask | None = None,
+        nn_width: int = 24,
+        nn_depth: int = 2,
+        nn_activation: Callable = jax.nn.relu,
+        nn_residual: bool = False,
+        identity_init: bool = False,
+        dtype: DTypeLike | None = None,
+    ):
+        self.shape, self.active = shape, _active(mask, shape)
+        self.transformer = transformers.DeepSigmoid(n_components)
+        self.conditioner = _conditioner(
+            key,
+            self,
+            nn_width,
+            nn_depth,
+            nn_activation,
+            nn_residual,
+            identity_init,
+            dtype,
+        )
 
 
 def _active(mask: masks.Mask | None, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -403,43 +449,27 @@ def _active(mask: masks.Mask | None, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _conditioner(
     key: PRNGKeyArray,
-    shape: tuple[int, ...],
-    active: tuple[int, ...],
-    n_parameters: int,
+    layer: AbstractCoupling,
     width: int,
     depth: int,
+    activation: Callable,
+    residual: bool,
     identity_init: bool,
     dtype: DTypeLike | None,
-) -> eqx.nn.MLP:
+) -> Conditioner:
     """The network from the passive part to the parameters of the active one."""
-    if width < 1 or depth < 0:
-        raise ValueError(
-            f"expected nn_width >= 1 and nn_depth >= 0, got {width} and {depth}"
-        )
-    network = eqx.nn.MLP(
-        in_size=math.prod(shape) - len(active),
-        out_size=len(active) * n_parameters,
-        width_size=width,
+    n_active = len(layer.active)
+    return Conditioner(
+        key,
+        math.prod(layer.shape) - n_active,
+        n_active * layer.transformer.n_parameters,
+        width=width,
         depth=depth,
+        activation=activation,
+        residual=residual,
+        identity_init=identity_init,
         dtype=dtype,
-        key=key,
     )
-    if not identity_init:
-        return network
-    return eqx.tree_at(
-        lambda net: (net.layers[-1].weight, net.layers[-1].bias),
-        network,
-        replace_fn=jnp.zeros_like,
-    )
-
-
-def _linear(
-    weight: Float[Array, "out in"],
-    bias: Float[Array, " out"] | None,
-    x: Float[Array, "in *batch"],
-) -> Float[Array, "out *batch"]:
-    y = jnp.tensordot(weight, x, 1)
-    return y if bias is None else y + bias.reshape(-1, *(1,) * (x.ndim - 1))
 
 
 def _split(x: Float[Array, "n *batch"], active: tuple[int, ...]) -> tuple[Array, Array]:
@@ -473,35 +503,3 @@ def _take(
 
 def _contiguous(index: tuple[int, ...]) -> bool:
     return index == tuple(range(index[0], index[0] + len(index)))
-
-
-def _quantile_knots(
-    x: Float[Array, "n active"], n_knots: int, interval: float
-) -> tuple[Float[Array, "k active"], Float[Array, "k active"], Array]:
-    """Quantiles of each column, the normal distribution's, and slopes of that map.
-
-    A slope is the geometric mean of those of the two chords that meet in the knot. The
-    outermost chords lead to the ends of the interval, where there may be no data, so
-    that the outermost knots take the slope of their inner chord.
-    """
-    beyond = -jax.scipy.special.ndtri(2 / len(x))  # two events are left, by this height
-    farthest = min(2.5, n_knots / 2, 0.9 * interval)  # few knots do better inside
-    top = jnp.minimum(beyond, farthest).astype(x.dtype)
-    y = top * (2 * jnp.arange(n_knots) + 1 - n_knots) / max(n_knots - 1, 1)
-    y = y.astype(x.dtype)
-    knots = jnp.quantile(x, jax.scipy.special.ndtr(y), axis=0)
-    y = jnp.broadcast_to(y[:, None], knots.shape)
-    end = jnp.full_like(y[:1], interval)
-    rise, run = (jnp.diff(jnp.concatenate([-end, a, end]), axis=0) for a in (y, knots))
-    chords = jnp.log(rise) - jnp.log(jnp.maximum(run, spline.MIN_WIDTH))
-    inner = (chords[1:] + chords[:-1]) / 2
-    if n_knots > 1:
-        inner = inner.at[0].set(chords[1]).at[-1].set(chords[-2])
-    one = jnp.ones_like(end)
-    return knots, y, jnp.concatenate([one, jnp.exp(inner), one])
-
-
-def _log_softplus(raw: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """log(softplus(raw)), finite where softplus underflows (there it equals raw)."""
-    tiny = raw < -20.0
-    return jnp.where(tiny, raw, jnp.log(jax.nn.softplus(jnp.where(tiny, 0.0, raw))))

@@ -2,11 +2,13 @@
 
 from typing import ClassVar
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
+from jaxtyping import Array, DTypeLike, Float, Int, PRNGKeyArray
 
+from . import _check
 from ._columns import AbstractColumnwise
 
 
@@ -82,6 +84,85 @@ class HouseholderRotation(AbstractColumnwise):
             return _reflect(x, rows), log_det
         # for so many events it pays to make the matrix first
         matrix = _reflect(jnp.eye(x.shape[0], dtype=rows.dtype), rows)
+        return jnp.tensordot(matrix, x, 1, precision="highest"), log_det
+
+
+class LearnedPermutation(AbstractColumnwise):
+    r"""A permutation that training can change: coordinates in the order of scores.
+
+    The coordinate with the highest score comes first. In front of a coupling with a
+    fixed mask it decides which coordinates are passive, so that the pair is a coupling
+    with a learned mask. On the way through it is an exact permutation: singular values
+    1, log-determinant 0, and the inverse is the transpose.
+
+    Ranks have no derivative. The gradient of the scores is that of a smooth stand-in,
+    a softmax over distances of scores: it points somewhere, but it is not the gradient
+    of the loss. Where the order need not be discrete, :class:`HouseholderRotation` has
+    a true one.
+
+    Cost: ``dim**2`` multiplications, forward and inverse.
+
+    Args:
+        shape: Event shape ``(dim,)``, ``dim >= 2``.
+        key: JAX random key of the scores, for a random order. Without it the layer
+            starts at the identity.
+        temperature: Of the softmax, in units of scores; lower is closer to the
+            permutation, with gradients between ever closer scores only.
+        dtype: Floating dtype of the scores; JAX's default by default.
+
+    Raises:
+        ValueError: If ``shape`` is no vector or the temperature not positive.
+
+    Source:
+        Prillo & Eisenschlos (2020), "SoftSort", section 3, with a straight-through
+        gradient (Bengio, Leonard & Courville 2013).
+    """
+
+    shape: tuple[int, ...]
+    scores: Float[Array, " dim"]
+    temperature: float = eqx.field(static=True)
+    cond_shape: ClassVar[None] = None
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        *,
+        key: PRNGKeyArray | None = None,
+        temperature: float = 1.0,
+        dtype: DTypeLike | None = None,
+    ):
+        _check.positive(temperature=temperature)
+        if len(shape) != 1 or shape[0] < 2:
+            raise ValueError(f"expected shape (dim,) with dim >= 2, got {shape}")
+        self.shape, self.temperature = shape, temperature
+        if key is None:
+            self.scores = jnp.linspace(1.0, -1.0, shape[0], dtype=dtype or float)
+        else:
+            self.scores = jr.normal(key, shape, dtype or float)
+
+    @property
+    def order(self) -> Int[Array, " dim"]:
+        """Which coordinate comes first, second, ... and last."""
+        return jnp.argsort(-self.scores)
+
+    def columns(
+        self, x: Float[Array, "dim *batch"], *, inverse: bool = False
+    ) -> tuple[Float[Array, "dim *batch"], Float[Array, "*batch"]]:
+        """Put coordinates in order, or back.
+
+        Args:
+            x: Events of shape ``(dim, *batch)``.
+            inverse: Whether to apply the inverse.
+
+        Returns:
+            The permuted events, and zeros: their log-determinants.
+        """
+        hard = jax.nn.one_hot(self.order, len(self.scores), dtype=x.dtype)
+        apart = jnp.abs(jnp.sort(self.scores)[::-1, None] - self.scores)
+        soft = jax.nn.softmax(-apart / self.temperature, axis=1).astype(x.dtype)
+        matrix = hard + (soft - jax.lax.stop_gradient(soft))
+        matrix = matrix.T if inverse else matrix
+        log_det = jnp.zeros(x.shape[1:], x.dtype)
         return jnp.tensordot(matrix, x, 1, precision="highest"), log_det
 
 

@@ -56,9 +56,9 @@ def split(theta: Float[Array, "p *n"]) -> tuple[Array, Array, Array]:
 
 def forward(
     x: Float[Array, "*n"],
-    raw_widths: Float[Array, "k *n"],
-    raw_heights: Float[Array, "k *n"],
-    raw_slopes: Float[Array, "k_plus_1 *n"],
+    raw_widths: Float[Array, "k *#n"],
+    raw_heights: Float[Array, "k *#n"],
+    raw_slopes: Float[Array, "k_plus_1 *#n"],
     interval: float,
 ) -> tuple[Float[Array, "*n"], Float[Array, "*n"]]:
     """Apply the spline point by point.
@@ -97,9 +97,9 @@ def _forward(x, raw_widths, raw_heights, raw_slopes, *, interval):
 
 def inverse(
     y: Float[Array, "*n"],
-    raw_widths: Float[Array, "k *n"],
-    raw_heights: Float[Array, "k *n"],
-    raw_slopes: Float[Array, "k_plus_1 *n"],
+    raw_widths: Float[Array, "k *#n"],
+    raw_heights: Float[Array, "k *#n"],
+    raw_slopes: Float[Array, "k_plus_1 *#n"],
     interval: float,
 ) -> tuple[Float[Array, "*n"], Float[Array, "*n"]]:
     """Invert the spline point by point, in closed form.
@@ -135,8 +135,8 @@ def _inverse(y, raw_widths, raw_heights, raw_slopes, *, interval):
 
 
 def from_knots(
-    x: Float[Array, "k *n"],
-    y: Float[Array, "k *n"],
+    x: Float[Array, "k *#n"],
+    y: Float[Array, "k *#n"],
     slopes: Float[Array, "k_plus_2 *n"],
     interval: float,
 ) -> Float[Array, "p *n"]:
@@ -157,7 +157,7 @@ def from_knots(
         knots on the diagonal with slopes 1.
     """
 
-    def raw_sizes(knots: Float[Array, "k *n"]) -> Float[Array, "k_plus_1 *n"]:
+    def raw_sizes(knots: Float[Array, "k *#n"]) -> Float[Array, "k_plus_1 *#n"]:
         end = jnp.full_like(knots[:1], interval)
         sizes = jnp.diff(jnp.concatenate([-end, knots, end]), axis=0)
         raw = jnp.log(jnp.maximum(sizes - MIN_WIDTH, 0.01 * MIN_WIDTH))
@@ -178,7 +178,7 @@ def _frugal(direction: Callable, interval: float) -> Callable:
 
 
 @jax.custom_jvp
-def _shares(raw: Float[Array, "k *n"]) -> Float[Array, "k *n"]:
+def _shares(raw: Float[Array, "k *#n"]) -> Float[Array, "k *#n"]:
     """What each bin gets of the length that is left over from all minimal widths."""
     return jax.nn.softmax(raw, axis=0)
 
@@ -198,7 +198,7 @@ def _free(n_bins: int, interval: float) -> float:
 
 
 def _n_passed(
-    x: Float[Array, "*n"], shares: Float[Array, "k *n"], interval: float
+    x: Float[Array, "*n"], shares: Float[Array, "k *#n"], interval: float
 ) -> Int[Array, "*n"]:
     """How many interior knots lie to the left of ``x``, which is the bin's number."""
     n_bins = len(shares)
@@ -210,9 +210,9 @@ def _n_passed(
 
 def _pick(
     n_passed: Int[Array, "*n"],
-    width_shares: Float[Array, "k *n"],
-    height_shares: Float[Array, "k *n"],
-    raw_slopes: Float[Array, "k_plus_1 *n"],
+    width_shares: Float[Array, "k *#n"],
+    height_shares: Float[Array, "k *#n"],
+    raw_slopes: Float[Array, "k_plus_1 *#n"],
     interval: float,
 ) -> tuple[Float[Array, "*n"], ...]:
     """Left edge, width, bottom edge, height and both slopes of the bin of a point."""
@@ -222,7 +222,7 @@ def _pick(
     least = n_passed.astype(width_shares.dtype) * MIN_WIDTH - interval
     free = _free(n_bins, interval)
 
-    def total(mask: Bool[Array, "j *n"], values: Float[Array, "j *n"]) -> Array:
+    def total(mask: Bool[Array, "j *n"], values: Float[Array, "j *#n"]) -> Array:
         return jnp.sum(jnp.where(mask, values, 0.0), axis=0)
 
     return (

@@ -28,15 +28,21 @@ from .actnorm import ActNorm
 from .coupling import (
     AdditiveCoupling,
     AffineCoupling,
+    DeepSigmoidCoupling,
+    MixtureCDFCoupling,
     RQSplineCoupling,
 )
+from .diagonal import Diagonal
 from .linear import HouseholderRotation
 from .memory import Stack
+from .transformers import AbstractTransformer, MixtureCDF
 
 _COUPLINGS = {
     "affine": AffineCoupling,
     "additive": AdditiveCoupling,
     "spline": RQSplineCoupling,
+    "mixture": MixtureCDFCoupling,
+    "sigmoid": DeepSigmoidCoupling,
 }
 
 
@@ -55,7 +61,7 @@ def coupling_flow(
     identity_init: bool = False,
     memory: str = "store",
     dtype: DTypeLike | None = None,
-    **options: int | float | None,
+    **options: Any,
 ) -> Transformed:
     r"""A stack of coupling blocks over a base distribution.
 
@@ -72,7 +78,8 @@ def coupling_flow(
             rotation, first coupling, second coupling.
         dim: Number of coordinates, at least 2.
         depth: Number of blocks, at least 1; a block has two couplings.
-        coupling: Kind of coupling: ``"affine"``, ``"additive"`` or ``"spline"``.
+        coupling: Kind of coupling: ``"affine"``, ``"additive"``, ``"spline"``,
+            ``"mixture"`` or ``"sigmoid"``.
         n_reflections: Householder reflections in a block's rotation, drawn at random;
             0 leaves the rotation out. The default, ``dim`` rounded down to even,
             turns all coordinates.
@@ -83,14 +90,16 @@ def coupling_flow(
         mask: Mask of each block's first coupling; ``masks.half(dim)`` by default.
         nn_width: Width of the conditioners' hidden layers.
         nn_depth: Number of their hidden layers.
-        identity_init: Start every coupling at the identity. Rotations are still random.
+        identity_init: Start every coupling at the identity, or near it as
+            :class:`~gauss_flows.MixtureCDFCoupling` says. Rotations are still random.
         memory: What to keep for the backward pass: ``"store"`` everything,
             ``"recompute"`` each block from the state in front of it, or ``"invert"``
             it; see :class:`~gauss_flows.memory.Stack`, and :func:`with_memory` to
             change it later.
         dtype: Floating dtype of the parameters; JAX's default by default.
-        **options: Options of the coupling's own: ``n_bins`` and ``interval`` for
-            splines, ``log_scale_bound`` for affine couplings.
+        **options: Further options of the coupling: ``nn_activation`` and
+            ``nn_residual`` for all; ``n_bins`` and ``interval`` for splines,
+            ``log_scale_bound`` for affine ones, ``n_components`` for the last two.
 
     Returns:
         The flow, a distribution over events of shape ``(dim,)``.
@@ -107,15 +116,7 @@ def coupling_flow(
     if coupling not in _COUPLINGS:
         raise ValueError(f"expected coupling in {sorted(_COUPLINGS)}, got {coupling!r}")
     _check_options(coupling, options)
-    if depth < 1:
-        raise ValueError(f"expected depth of at least 1, got {depth}")
-    base = StandardNormal((dim,)) if base is None else base
-    if base.shape != (dim,):
-        raise ValueError(
-            f"expected a base distribution of shape {(dim,)}, got shape {base.shape}"
-        )
     mask = masks.half(dim) if mask is None else masks.validate(mask, (dim,))
-    n_reflections = dim - dim % 2 if n_reflections is None else n_reflections
     layer = functools.partial(
         _COUPLINGS[coupling],
         shape=(dim,),
@@ -126,22 +127,106 @@ def coupling_flow(
         **options,
     )
 
-    def block(key: PRNGKeyArray) -> Chain:
-        rotation_key, *coupling_keys = jr.split(key, 3)
-        layers: list[AbstractBijection] = (
-            [ActNorm((dim,), dtype=dtype)] if actnorm else []
+    def couplings(*keys: PRNGKeyArray) -> list[AbstractBijection]:
+        parts = (mask, masks.complement(mask))
+        return [layer(k, mask=part) for k, part in zip(keys, parts, strict=True)]
+
+    return _flow(
+        key, couplings, dim, depth, n_reflections, actnorm, base, memory, dtype
+    )
+
+
+def diagonal_flow(
+    key: PRNGKeyArray,
+    *,
+    dim: int,
+    depth: int,
+    transformer: AbstractTransformer | None = None,
+    n_reflections: int | None = None,
+    actnorm: bool = False,
+    base: AbstractDistribution | None = None,
+    memory: str = "store",
+    dtype: DTypeLike | None = None,
+) -> Transformed:
+    r"""A stack of rotations and diagonal layers: a Gaussianization flow.
+
+    Each block is [ActNorm,] rotation, :class:`~gauss_flows.Diagonal`. No network is in
+    it: whatever one coordinate learns of another comes through the rotations. But for
+    these, it starts at the identity, or near it as
+    :class:`~gauss_flows.MixtureCDFCoupling` says; :mod:`gauss_flows.rbig` starts it
+    from data.
+
+    Cost: as for :func:`coupling_flow`, without its conditioners. Parameters grow with
+    ``dim``, where those of couplings grow with ``dim * nn_width``.
+
+    Args:
+        key: JAX random key of the rotations, split over blocks.
+        dim: Number of coordinates; one will do.
+        depth: Number of blocks, at least 1.
+        transformer: Maps of single coordinates; ``MixtureCDF(8)`` by default.
+        n_reflections: Householder reflections in a block's rotation; 0 leaves the
+            rotation out. By default, ``dim`` rounded down to even.
+        actnorm: Put an :class:`~gauss_flows.ActNorm` in front of each block.
+        base: Base distribution of shape ``(dim,)``; the standard normal by default.
+        memory: What to keep for the backward pass; see :func:`coupling_flow`.
+        dtype: Floating dtype of the parameters; JAX's default by default.
+
+    Returns:
+        The flow, a distribution over events of shape ``(dim,)``.
+
+    Raises:
+        ValueError: If an argument is out of range, or shapes do not match.
+
+    Source:
+        Meng, Song, Song & Ermon (2020), section 3.
+
+    Example:
+        >>> import jax.random as jr
+        >>> flow = diagonal_flow(jr.key(0), dim=2, depth=8)
+        >>> flow.log_prob(jnp.zeros((5, 2))).shape
+        (5,)
+    """
+    transformer = MixtureCDF() if transformer is None else transformer
+
+    def diagonal(*_: PRNGKeyArray) -> list[AbstractBijection]:
+        return [Diagonal(transformer, (dim,), dtype=dtype)]
+
+    return _flow(key, diagonal, dim, depth, n_reflections, actnorm, base, memory, dtype)
+
+
+def _flow(
+    key: PRNGKeyArray,
+    bend: Callable[..., list[AbstractBijection]],
+    dim: int,
+    depth: int,
+    n_reflections: int | None,
+    actnorm: bool,
+    base: AbstractDistribution | None,
+    memory: str,
+    dtype: DTypeLike | None,
+) -> Transformed:
+    """A flow of blocks [ActNorm,] [rotation,] and the layers that ``bend`` makes."""
+    if depth < 1:
+        raise ValueError(f"expected depth of at least 1, got {depth}")
+    base = StandardNormal((dim,)) if base is None else base
+    if base.shape != (dim,):
+        raise ValueError(
+            f"expected a base distribution of shape {(dim,)}, got shape {base.shape}"
         )
+    n_reflections = dim - dim % 2 if n_reflections is None else n_reflections
+
+    def block(key: PRNGKeyArray) -> Chain:
+        rotation_key, *keys = jr.split(key, 3)
+        layers: list[AbstractBijection] = []
+        if actnorm:
+            layers.append(ActNorm((dim,), dtype=dtype))
         if n_reflections:
             layers.append(
                 HouseholderRotation(
                     n_reflections, (dim,), key=rotation_key, dtype=dtype
                 )
             )
-        for part_key, part in zip(
-            coupling_keys, (mask, masks.complement(mask)), strict=True
-        ):
-            layers.append(layer(part_key, mask=part))
-        return Chain(layers)
+        return Chain([*layers, *bend(*keys)])
 
     stacked = eqx.filter_vmap(block)(jr.split(key, depth))
     return Transformed(base, Invert(Stack(stacked, memory=memory)))

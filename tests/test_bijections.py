@@ -36,6 +36,24 @@ def coupling(kind, shape=(3,), mask=None, **options):
     return build
 
 
+TRANSFORMERS = {
+    "additive": gf.transformers.Additive(),
+    "affine": gf.transformers.Affine(2.0),
+    "spline": gf.transformers.RQSpline(),
+    "mixture CDF": gf.transformers.MixtureCDF(),
+    "deep sigmoid": gf.transformers.DeepSigmoid(),
+}
+
+
+def diagonal(transformer, shape=(3,)):
+    def build(key, dtype):
+        layer = gf.Diagonal(transformer, shape, dtype=dtype)
+        draw = 0.5 * jr.normal(key, layer.theta.shape, dtype)
+        return eqx.tree_at(lambda layer: layer.theta, layer, draw)
+
+    return build
+
+
 def flow_map(**options):
     def build(key, dtype):
         flow = gf.coupling_flow(key, dim=2, depth=3, dtype=dtype, **options)
@@ -71,9 +89,32 @@ BIJECTIONS = {
     "spline, checkerboard": coupling(
         gf.RQSplineCoupling, IMAGE, gf.masks.checkerboard(IMAGE)
     ),
+    "mixture CDF": coupling(gf.MixtureCDFCoupling),
+    "mixture CDF, few components, random mask": coupling(
+        gf.MixtureCDFCoupling, (5,), gf.masks.random(jr.key(7), 5), n_components=3
+    ),
+    "mixture CDF, from data": lambda key, dtype: gf.MixtureCDFCoupling(
+        key, shape=(3,), dtype=dtype
+    ).from_data(jr.normal(key, (200, 3), dtype) ** 3 / 3),
+    "deep sigmoid": coupling(gf.DeepSigmoidCoupling),
+    "deep sigmoid, checkerboard": coupling(
+        gf.DeepSigmoidCoupling, IMAGE, gf.masks.checkerboard(IMAGE)
+    ),
+    **{
+        f"diagonal, {name}": diagonal(transformer)
+        for name, transformer in TRANSFORMERS.items()
+    },
+    "diagonal, picture": diagonal(gf.transformers.MixtureCDF(3), IMAGE),
+    "diagonal, one number": diagonal(gf.transformers.MixtureCDF(3), (1,)),
     "rotation": rotation,
     "rotation, at the identity": lambda key, dtype: gf.HouseholderRotation(
         2, (3,), dtype=dtype
+    ),
+    "permutation, learned": lambda key, dtype: gf.LearnedPermutation(
+        (5,), key=key, dtype=dtype
+    ),
+    "permutation, at the identity": lambda key, dtype: gf.LearnedPermutation(
+        (3,), dtype=dtype
     ),
     "actnorm": actnorm,
     "actnorm, picture": lambda key, dtype: actnorm(key, dtype, IMAGE),
@@ -81,8 +122,17 @@ BIJECTIONS = {
     "stack, bounded affine with actnorm": flow_map(
         coupling="affine", actnorm=True, log_scale_bound=2.0
     ),
+    "stack, mixture CDF": flow_map(coupling="mixture", n_components=4),
+    "stack, deep sigmoid": flow_map(coupling="sigmoid", n_components=4),
+    "stack, diagonal": lambda key, dtype: gf.normalizing_map(
+        gf.diagonal_flow(key, dim=2, depth=3, dtype=dtype)
+    ),
 }
-COUPLINGS = [n for n in BIJECTIONS if n.startswith(("additive", "affine", "spline"))]
+COUPLINGS = [
+    n
+    for n in BIJECTIONS
+    if n.startswith(("additive", "affine", "spline", "mixture", "deep"))
+]
 # An unbounded scale overflows once the conditioner's output does; that is a property of
 # the map, so these are tried near the data only. All others must bear any finite point.
 UNBOUNDED = [n for n in BIJECTIONS if "affine" in n and "bounded" not in n]
@@ -218,7 +268,7 @@ def test_identity_start_is_the_identity(name, x64):
 @given(
     seed=st.integers(0, 2**31 - 1),
     dim=st.integers(2, 5),
-    kind=st.sampled_from(["affine", "additive", "spline"]),
+    kind=st.sampled_from(["affine", "additive", "spline", "mixture", "sigmoid"]),
     weight=st.floats(0.1, 3.0),
     scale=st.floats(1e-3, 1e3),
 )
@@ -228,6 +278,8 @@ def test_any_coupling_is_invertible(seed, dim, kind, weight, scale):
         "affine": functools.partial(gf.AffineCoupling, log_scale_bound=5.0),
         "additive": gf.AdditiveCoupling,
         "spline": gf.RQSplineCoupling,
+        "mixture": gf.MixtureCDFCoupling,
+        "sigmoid": gf.DeepSigmoidCoupling,
     }
     with enable_x64(True):
         mask_key, layer_key, point_key = jr.split(jr.key(seed), 3)

@@ -51,3 +51,41 @@ def test_without_a_key_it_starts_at_the_identity_and_can_leave_it():
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         gf.HouseholderRotation(*arguments)
+
+
+def test_a_learned_permutation_puts_the_highest_score_first():
+    layer = gf.LearnedPermutation((4,))
+    np.testing.assert_array_equal(layer.order, [0, 1, 2, 3])
+    layer = eqx.tree_at(lambda a: a.scores, layer, jnp.array([0.1, 3.0, -1.0, 2.0]))
+    x = jnp.array([10.0, 11.0, 12.0, 13.0])
+    np.testing.assert_array_equal(layer.transform(x), [11.0, 13.0, 10.0, 12.0])
+    np.testing.assert_array_equal(layer.inverse(layer.transform(x)), x)
+
+
+def test_its_scores_learn_a_swap():
+    """By gradient descent on the straight-through gradient."""
+    x = jnp.array([2.0, 1.0]) + 0.1 * jr.normal(jr.key(0), (200, 2))
+    layer = gf.LearnedPermutation((2,))
+
+    @eqx.filter_jit
+    @eqx.filter_grad
+    def slope(layer):
+        return jnp.mean((jax.vmap(layer.transform)(x) - jnp.array([1.0, 2.0])) ** 2)
+
+    for _ in range(200):
+        step = jax.tree.map(lambda g: -0.05 * g, slope(layer))
+        layer = eqx.apply_updates(layer, step)
+    np.testing.assert_array_equal(layer.order, [1, 0])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"shape": (1,)}, "dim >= 2"),
+        ({"shape": (2, 2)}, "dim >= 2"),
+        ({"shape": (2,), "temperature": 0.0}, "temperature to be finite and > 0"),
+    ],
+)
+def test_bad_arguments_of_a_learned_permutation(options, message):
+    with pytest.raises(ValueError, match=message):
+        gf.LearnedPermutation(**options)

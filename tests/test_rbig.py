@@ -268,7 +268,7 @@ def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match=r"shape \(4,\), got .* \(50, 3\)"):
         gf.AffineCoupling(jr.key(0), shape=(4,)).from_data(x[:, :3])
     without = Transformed(StandardNormal((2,)), Invert(gf.ActNorm((2,))))
-    with pytest.raises(ValueError, match="couplings on its way"):
+    with pytest.raises(ValueError, match="couplings or diagonal layers on"):
         gf.rbig.warm_start(without, x[:, :2])
 
 
@@ -276,3 +276,59 @@ def test_a_constant_coordinate_is_refused():
     x = jr.normal(jr.key(0), (50, 2)).at[:, 1].set(0.3)
     with pytest.raises(RuntimeError, match="every active coordinate to vary"):
         gf.AffineCoupling(jr.key(0), shape=(2,)).from_data(x)
+
+
+@pytest.mark.parametrize(
+    "data", ["two_moons", "spiral", "swiss_roll", "four_gaussians"]
+)
+def test_rbig_diagonal_flow_and_coupling_flow_are_one_map(data, x64):
+    """With the same parameters; from data to latent, and in log-density."""
+    x = gf.data.standardize(gf.data.make(data, jr.key(0), 600))
+    fitted = gf.rbig.fit(x, depth=3)
+    cold = coupling_flow(jr.key(1), dim=x.shape[1], depth=3, coupling="mixture")
+    warm = warm_start(cold, x)
+    far = jnp.concatenate([x, 4 * x, jnp.full((1, x.shape[1]), 40.0)])
+
+    @eqx.filter_jit
+    def latent(flow):
+        return jax.vmap(gf.normalizing_map(flow).transform_and_log_det)(far)
+
+    for a, b in zip(latent(fitted), latent(warm), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_rbig_is_a_flow(dtype):
+    """Its log-density, transform, inverse and samples agree with each other."""
+    x = moons(1000, dtype)
+    flow = eqx.filter_jit(gf.rbig.fit)(x, depth=4)
+    z = jax.vmap(gf.normalizing_map(flow).transform)(x)
+    assert off_normal(z) < 0.04
+    drawn, log_prob = eqx.filter_jit(flow.sample_and_log_prob)(jr.key(1), (50,))
+    tolerance = 1e-2 if dtype == jnp.float32 else 1e-8
+    np.testing.assert_allclose(
+        eqx.filter_jit(flow.log_prob)(drawn), log_prob, rtol=tolerance, atol=tolerance
+    )
+    assert drawn.dtype == dtype
+
+
+def test_rbig_of_one_number_and_of_random_rotations():
+    x = moons(1000)
+    one = gf.rbig.fit(x[:, :1], depth=1)
+    z = jax.vmap(gf.normalizing_map(one).transform)(x[:, :1])
+    assert off_normal(z) < 0.02
+    turned = gf.rbig.fit(x, depth=6, key=jr.key(3))
+    principal = gf.rbig.fit(x, depth=6)
+    assert turned.log_prob(x).mean() > -2.3
+    assert jnp.abs(turned.log_prob(x) - principal.log_prob(x)).max() > 0.1
+
+
+def test_rbig_refuses_what_it_cannot_fit():
+    x = jr.normal(jr.key(0), (50, 2))
+    with pytest.raises(ValueError, match=r"shape \(n, dim\), got \(50,\)"):
+        gf.rbig.fit(x[:, 0])
+    with pytest.raises(ValueError, match="got 8 for 5 samples"):
+        gf.rbig.fit(x[:5])
+    with pytest.raises(RuntimeError, match="every coordinate to vary"):
+        gf.rbig.fit(x.at[:, 1].set(0.0), depth=1)
+    with pytest.raises(RuntimeError, match="standardise the data"):
+        gf.rbig.fit(1e5 * x, depth=1)

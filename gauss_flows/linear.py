@@ -97,8 +97,9 @@ class LearnedPermutation(AbstractColumnwise):
 
     Ranks have no derivative. The gradient of the scores is that of a smooth stand-in,
     a softmax over distances of scores: it points somewhere, but it is not the gradient
-    of the loss. Where the order need not be discrete, :class:`HouseholderRotation` has
-    a true one.
+    of the loss. In a likelihood it lacks the log-determinant of the stand-in, and pulls
+    scores together; chapter 03 of the book measures what comes of it. Where the order
+    need not be discrete, :class:`HouseholderRotation` has a true gradient.
 
     Cost: ``dim**2`` multiplications, forward and inverse.
 

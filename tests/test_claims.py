@@ -14,7 +14,7 @@ SETTLED = {
 
 def test_untested_claims_are_numbered_once_and_in_order():
     keys = [tuple(map(int, claim.split("."))) for claim in UNTESTED]
-    assert len(keys) > 20
+    assert keys
     assert keys == sorted(set(keys))
 
 

@@ -30,7 +30,7 @@ from .transformers import AbstractTransformer
 
 
 def fit(
-    x: Float[Array, "n dim"],
+    x: Float[Array, "n ..."],
     *,
     depth: int = 10,
     transformer: AbstractTransformer | None = None,
@@ -101,7 +101,8 @@ def warm_start(
     couplings only standardise: RBIG with them ends at whitened data after one block.
 
     Cost: one pass through the flow, a sort of each coordinate at each spline, and for
-    each rotation the eigenvectors of a ``(dim, dim)`` matrix. No iterations.
+    each rotation the eigenvectors of a ``(dim, dim)`` matrix; where there are
+    mixtures, a hundred iterations of expectation-maximisation a layer.
 
     Args:
         flow: A flow whose normalizing map is made of ``Chain`` and ``Scan``.

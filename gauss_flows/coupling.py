@@ -307,7 +307,7 @@ class MixtureCDFCoupling(AbstractCoupling):
     kernel is zero it is a step of Gaussianization: see :mod:`gauss_flows.rbig`.
 
     Cost per event: one pass of the conditioner and two distribution functions a
-    component and coordinate; the inverse iterates, at five to ten times that. Where
+    component and coordinate; the inverse iterates, at some tens of times that. Where
     speed counts or samples are drawn, :class:`RQSplineCoupling` bends as well.
 
     Args:

@@ -31,3 +31,14 @@ def x64():
     """Run the test with 64-bit floats; the setting is undone afterwards."""
     with enable_x64(True):
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_programs():
+    """Forget compiled programs after each file.
+
+    Each holds memory maps, of which Linux grants a process some 65,000: a worker that
+    keeps the programs of the whole suite ends in a segmentation fault.
+    """
+    yield
+    jax.clear_caches()

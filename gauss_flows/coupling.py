@@ -11,7 +11,7 @@ Source: Dinh, Krueger & Bengio (2014); Dinh, Sohl-Dickstein & Bengio (2017).
 
 import math
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -160,12 +160,12 @@ class AffineCoupling(AbstractCoupling):
         self.conditioner = _conditioner(
             key,
             self,
-            nn_width,
-            nn_depth,
-            nn_activation,
-            nn_residual,
-            identity_init,
-            dtype,
+            width=nn_width,
+            depth=nn_depth,
+            activation=nn_activation,
+            residual=nn_residual,
+            identity_init=identity_init,
+            dtype=dtype,
         )
 
 
@@ -221,12 +221,12 @@ class AdditiveCoupling(AbstractCoupling):
         self.conditioner = _conditioner(
             key,
             self,
-            nn_width,
-            nn_depth,
-            nn_activation,
-            nn_residual,
-            identity_init,
-            dtype,
+            width=nn_width,
+            depth=nn_depth,
+            activation=nn_activation,
+            residual=nn_residual,
+            identity_init=identity_init,
+            dtype=dtype,
         )
 
 
@@ -289,12 +289,12 @@ class RQSplineCoupling(AbstractCoupling):
         self.conditioner = _conditioner(
             key,
             self,
-            nn_width,
-            nn_depth,
-            nn_activation,
-            nn_residual,
-            identity_init,
-            dtype,
+            width=nn_width,
+            depth=nn_depth,
+            activation=nn_activation,
+            residual=nn_residual,
+            identity_init=identity_init,
+            dtype=dtype,
         )
 
 
@@ -358,12 +358,12 @@ class MixtureCDFCoupling(AbstractCoupling):
         self.conditioner = _conditioner(
             key,
             self,
-            nn_width,
-            nn_depth,
-            nn_activation,
-            nn_residual,
-            identity_init,
-            dtype,
+            width=nn_width,
+            depth=nn_depth,
+            activation=nn_activation,
+            residual=nn_residual,
+            identity_init=identity_init,
+            dtype=dtype,
         )
 
 
@@ -425,12 +425,12 @@ class DeepSigmoidCoupling(AbstractCoupling):
         self.conditioner = _conditioner(
             key,
             self,
-            nn_width,
-            nn_depth,
-            nn_activation,
-            nn_residual,
-            identity_init,
-            dtype,
+            width=nn_width,
+            depth=nn_depth,
+            activation=nn_activation,
+            residual=nn_residual,
+            identity_init=identity_init,
+            dtype=dtype,
         )
 
 
@@ -448,14 +448,7 @@ def _active(mask: masks.Mask | None, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _conditioner(
-    key: PRNGKeyArray,
-    layer: AbstractCoupling,
-    width: int,
-    depth: int,
-    activation: Callable,
-    residual: bool,
-    identity_init: bool,
-    dtype: DTypeLike | None,
+    key: PRNGKeyArray, layer: AbstractCoupling, **options: Any
 ) -> Conditioner:
     """The network from the passive part to the parameters of the active one."""
     n_active = len(layer.active)
@@ -463,12 +456,7 @@ def _conditioner(
         key,
         math.prod(layer.shape) - n_active,
         n_active * layer.transformer.n_parameters,
-        width=width,
-        depth=depth,
-        activation=activation,
-        residual=residual,
-        identity_init=identity_init,
-        dtype=dtype,
+        **options,
     )
 
 

@@ -158,8 +158,9 @@ class LearnedPermutation(AbstractColumnwise):
         Returns:
             The permuted events, and zeros: their log-determinants.
         """
-        hard = jax.nn.one_hot(self.order, len(self.scores), dtype=x.dtype)
-        apart = jnp.abs(self.scores[self.order][:, None] - self.scores)
+        order = self.order
+        hard = jax.nn.one_hot(order, len(order), dtype=x.dtype)
+        apart = jnp.abs(self.scores[order][:, None] - self.scores)
         apart = jnp.where(hard > 0, 0.0, apart)  # of itself; rounding may leave an ulp
         soft = jax.nn.softmax(-apart / self.temperature, axis=1).astype(x.dtype)
         matrix = hard + (soft - jax.lax.stop_gradient(soft))

@@ -230,8 +230,7 @@ def fit(
         "mixture: expected every column to have a scale of 0.1 to 100, got one "
         "outside: standardise the data, for example with an ActNorm in front",
     )
-    start = _START_SCALE * math.exp(LOG_SCALE_BOUND)
-    low, high = jnp.maximum(0.01 * scale, 1.01 * _START_SCALE**2 / start), 0.99 * start
+    low, high = 0.01 * scale, 0.99 * _START_SCALE * math.exp(LOG_SCALE_BOUND)
     middles = (jnp.arange(n_components, dtype=x.dtype) + 0.5) / n_components
     means = jnp.quantile(x, middles, axis=0)
     first = jnp.maximum(2 / n_components * scale, low)

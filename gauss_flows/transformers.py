@@ -14,7 +14,7 @@ from typing import ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from equinox import AbstractClassVar, AbstractVar
+from equinox import AbstractClassVar
 from jaxtyping import Array, Float
 from paramax.utils import inv_softplus
 
@@ -198,8 +198,8 @@ class AbstractMixture(AbstractTransformer):
     see :mod:`gauss_flows.mixture`.
     """
 
-    n_components: AbstractVar[int]
     law: AbstractClassVar[mixture.Law]
+    n_components: int = eqx.field(static=True, default=8)
 
     def __check_init__(self):
         """Refuse what is out of range."""
@@ -238,7 +238,6 @@ class MixtureCDF(AbstractMixture):
         Meng, Song, Song & Ermon (2020), section 3.1.
     """
 
-    n_components: int = eqx.field(static=True, default=8)
     law: ClassVar[mixture.Law] = mixture.NORMAL
 
     def from_marginals(self, x):
@@ -262,7 +261,6 @@ class DeepSigmoid(AbstractMixture):
         Huang, Krueger, Lacoste & Courville (2018), equation 8.
     """
 
-    n_components: int = eqx.field(static=True, default=8)
     law: ClassVar[mixture.Law] = mixture.LOGISTIC
 
     def from_marginals(self, x):

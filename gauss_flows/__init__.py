@@ -14,16 +14,19 @@ from . import (
     coupling as coupling,
     data as data,
     diagonal as diagonal,
+    image as image,
     linear as linear,
     masks as masks,
     memory as memory,
     mixture as mixture,
+    padding as padding,
     probe as probe,
     rbig as rbig,
     records as records,
     residual as residual,
     spline as spline,
     stack as stack,
+    theory as theory,
     train as train,
     transformers as transformers,
 )
@@ -42,6 +45,7 @@ from .diagonal import Diagonal as Diagonal
 from .linear import (
     HouseholderRotation as HouseholderRotation,
     LearnedPermutation as LearnedPermutation,
+    PLULinear as PLULinear,
 )
 from .memory import Stack as Stack
 from .residual import (

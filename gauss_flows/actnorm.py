@@ -33,7 +33,7 @@ class ActNorm(AbstractColumnwise):
         Kingma & Dhariwal (2018), "Glow", section 3.1.
     """
 
-    shape: tuple[int, ...]
+    shape: tuple[int, ...] = eqx.field(static=True)
     log_scale: Float[Array, " channels"]
     shift: Float[Array, " channels"]
     cond_shape: ClassVar[None] = None

@@ -33,7 +33,7 @@ class Diagonal(AbstractColumnwise):
         section 3.1.
     """
 
-    shape: tuple[int, ...]
+    shape: tuple[int, ...] = eqx.field(static=True)
     transformer: AbstractTransformer
     theta: Float[Array, "p ..."]
     cond_shape: ClassVar[None] = None

@@ -126,6 +126,16 @@ class Affine(AbstractTransformer):
         log_scale = self.log_scale_bound * jnp.tanh(r / self.log_scale_bound)
         return jnp.exp(log_scale), log_scale
 
+    def parameter_of(self, scale: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        """The parameter of a positive scale, or of the nearest that the bound admits.
+
+        No parameter reaches the bound: log-scales end at 0.99 of it.
+        """
+        if self.log_scale_bound is None:
+            return inv_softplus(scale) - _RAW_UNIT_SCALE
+        wanted = jnp.clip(jnp.log(scale) / self.log_scale_bound, -0.99, 0.99)
+        return self.log_scale_bound * jnp.arctanh(wanted)
+
     def forward(self, x, shift, r):
         """Scale, then shift."""
         scale, log_scale = self.scale(r[0])
@@ -138,12 +148,7 @@ class Affine(AbstractTransformer):
 
     def from_marginals(self, x):
         """Parameters that make means 0 and variances 1, as far as the bound admits."""
-        scale = 1 / x.std(axis=0)
-        if self.log_scale_bound is None:
-            r = inv_softplus(scale) - _RAW_UNIT_SCALE
-        else:  # no bound is reached by any parameter
-            wanted = jnp.log(scale) / self.log_scale_bound
-            r = self.log_scale_bound * jnp.arctanh(jnp.clip(wanted, -0.99, 0.99))
+        r = self.parameter_of(1 / x.std(axis=0))
         return jnp.stack([-x.mean(axis=0) * self.scale(r)[0], r])
 
 

@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import equinox as eqx
 import jax
@@ -11,6 +12,10 @@ from scipy import stats
 
 import gauss_flows as gf
 from gauss_flows import padding
+
+# one program in place of one for each operation
+quickly = {"xla_backend_optimization_level": 0}
+estimate = eqx.filter_jit(padding.log_likelihood, compiler_options=quickly)
 
 
 @pytest.mark.parametrize("dim", [2, 3, 4, 5])
@@ -84,19 +89,18 @@ def joint_normal():
 def test_likelihood_of_many_draws_is_the_marginal(x64):
     joint, marginal = joint_normal()
     x = jnp.linspace(-1.0, 3.0, 5)[:, None]
-    found = padding.log_likelihood(jr.key(0), joint, x, draws=200_000)
+    found = estimate(jr.key(0), joint, x, draws=200_000)
     np.testing.assert_allclose(found, marginal.logpdf(x[:, 0]), atol=0.02)
 
 
 def test_likelihood_is_a_lower_bound_that_more_draws_tighten(x64):
     joint, marginal = joint_normal()
-    x = jnp.repeat(jnp.linspace(-1.0, 3.0, 5)[:, None], 4_000, axis=0)
+    x = jnp.repeat(jnp.linspace(-1.0, 3.0, 5)[:, None], 2_000, axis=0)
     exact = marginal.logpdf(x[:, 0])
     gap = [
-        float((exact - padding.log_likelihood(jr.key(1), joint, x, draws=k)).mean())
-        for k in (1, 4, 64)
+        float((exact - estimate(jr.key(1), joint, x, draws=k)).mean()) for k in (1, 32)
     ]
-    assert gap[0] > 1.3 * gap[1] > 1.3 * gap[2] > 0
+    assert gap[0] > 1.3 * gap[1] > 0
 
 
 def test_one_draw_falls_short_by_the_relative_entropy(x64):
@@ -113,7 +117,7 @@ def test_one_draw_falls_short_by_the_relative_entropy(x64):
     divergence = 0.5 * (
         np.trace(inverse) + m @ inverse @ m - 2 + np.linalg.slogdet(c)[1]
     )
-    found = padding.log_likelihood(jr.key(2), joint, x).mean()
+    found = estimate(jr.key(2), joint, x).mean()
     assert marginal.logpdf(0.7) - found == pytest.approx(divergence, rel=0.02)
 
 
@@ -121,7 +125,7 @@ def test_likelihood_is_exact_where_padding_is_independent():
     x = jr.normal(jr.key(0), (9, 2))
     exact = StandardNormal((2,)).log_prob(x)
     for shape, draws in (((5,), 1), ((5,), 3), ((2,), 1)):
-        found = padding.log_likelihood(jr.key(1), StandardNormal(shape), x, draws=draws)
+        found = estimate(jr.key(1), StandardNormal(shape), x, draws=draws)
         np.testing.assert_allclose(found, exact, rtol=1e-5)
 
 
@@ -130,59 +134,56 @@ def test_likelihood_takes_a_deviation_for_each_coordinate(x64):
     joint = MultivariateNormal(jnp.zeros(3), jnp.diag(scales**2))
     assert padding.padding_coordinates(1, 2).tolist() == [0, 2]
     x = jnp.array([[0.3], [-2.0]])
-    found = padding.log_likelihood(jr.key(0), joint, x, sd=scales[jnp.array([0, 2])])
+    found = estimate(jr.key(0), joint, x, sd=scales[jnp.array([0, 2])])
     np.testing.assert_allclose(found, stats.norm.logpdf(x[:, 0]), rtol=1e-10)
 
 
 def test_it_works_under_jit_and_vmap():
-    flows = eqx.filter_jit(eqx.filter_vmap(small))(jr.split(jr.key(0), 2))
-    x = jr.normal(jr.key(1), (6, 2))
+    joint, _ = joint_normal()
+    x = jr.normal(jr.key(1), (2, 6, 1))
 
-    @eqx.filter_jit
-    def many(flows):
-        return eqx.filter_vmap(
-            lambda f: padding.log_likelihood(jr.key(2), f, x, draws=3)
-        )(flows)
+    def one(x):
+        return padding.log_likelihood(jr.key(2), joint, x, draws=3)
 
-    one = padding.log_likelihood(jr.key(2), gf.member(flows, 1), x, draws=3)
-    np.testing.assert_allclose(many(flows)[1], one, rtol=1e-4)
+    many = jax.jit(jax.vmap(one))(x)
+    np.testing.assert_allclose(many[1], one(x[1]), rtol=1e-5)
 
 
-def small(key, depth=1, **options):
+DEPTH, BOUND = 2, 0.5
+
+
+@partial(eqx.filter_jit, compiler_options=quickly)
+def stack(key):
     return gf.coupling_flow(
-        key, dim=4, depth=depth, coupling="affine", nn_width=4, nn_depth=1,
-        n_reflections=0, **options,
+        key, dim=4, depth=DEPTH, coupling="affine", nn_width=4, nn_depth=1,
+        n_reflections=0, log_scale_bound=BOUND,
     )  # fmt: skip
 
 
-def scaled(flow, factor):
-    """The flow after all padding coordinates are multiplied by a factor."""
-    at = jnp.ones(4).at[padding.padding_coordinates(2, 2)].set(factor)
-
-    def log_prob(row):
-        return flow.log_prob(row * at) + jnp.log(at).sum()
-
-    return log_prob
+@partial(eqx.filter_jit, compiler_options=quickly)
+def log_prob(flow, rows):
+    return flow.log_prob(rows)
 
 
 def test_zero_padding_has_no_best_flow(x64):
     """A factor c on zeros costs nothing and earns width * log c."""
-    flow = eqx.filter_jit(small)(jr.key(0))
-    rows = padding.pad(jr.key(1), jr.normal(jr.key(2), (8, 2)), 2, "zero")
+    flow = stack(jr.key(0))
+    rows = padding.pad(jr.key(1), jr.normal(jr.key(2), (50, 2)), 2, "zero")
     for factor in (10.0, 1e6):
-        earned = scaled(flow, factor)(rows) - flow.log_prob(rows)
+        at = jnp.ones(4).at[padding.padding_coordinates(2, 2)].set(factor)
+        scaled = log_prob(flow, rows * at) + jnp.log(at).sum()
+        earned = scaled - log_prob(flow, rows)
         np.testing.assert_allclose(earned, 2 * math.log(factor), rtol=1e-9)
 
 
 def test_bounded_scales_bound_the_likelihood(x64):
     """Each of 4 coordinates is scaled in one coupling of each block."""
-    bound, depth = 0.5, 2
-    most = 4 * depth * bound - 2 * math.log(2 * math.pi)
-    rows = padding.pad(jr.key(0), jr.normal(jr.key(1), (200, 2)), 2, "zero")
-    flow = eqx.filter_jit(small)(jr.key(2), depth, log_scale_bound=bound)
+    most = 4 * DEPTH * BOUND - 2 * math.log(2 * math.pi)
+    rows = padding.pad(jr.key(0), jr.normal(jr.key(1), (50, 2)), 2, "zero")
+    flow = stack(jr.key(2))
     steep = jax.tree.map(lambda a: 10 * a if eqx.is_inexact_array(a) else a, flow)
-    assert float(flow.log_prob(rows).max()) < most
-    assert float(steep.log_prob(rows).max()) < most
+    assert float(log_prob(flow, rows).max()) < most
+    assert float(log_prob(steep, rows).max()) < most
     # all scales at their bound, no shift, the origin: it is attained
     limit = eqx.tree_at(
         lambda f: [
@@ -192,7 +193,7 @@ def test_bounded_scales_bound_the_likelihood(x64):
         flow,
         replace_fn=at_the_bound,
     )
-    assert float(limit.log_prob(jnp.zeros((1, 4)))[0]) == pytest.approx(most)
+    assert float(log_prob(limit, 0 * rows)[0]) == pytest.approx(most)
 
 
 def at_the_bound(layer):

@@ -42,6 +42,7 @@ def test_the_cap_bound_holds_everywhere(dim):
     # one pair: 2 exp(-d t^2 / 2), the two caps
     limit = [bound.aligned_pair_bound(2, dim, float(c)) for c in t]
     assert (both_caps <= np.array(limit)).all()
+    assert limit[-1] == pytest.approx(2 * math.exp(-dim * 0.99**2 / 2))
     assert bound.aligned_pair_bound(10, dim, 0.5) == pytest.approx(
         45 * bound.aligned_pair_bound(2, dim, 0.5)
     )

@@ -10,7 +10,7 @@ Source: Dinh, Sohl-Dickstein & Bengio (2017); Kingma & Dhariwal (2018).
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -130,7 +130,7 @@ class Level(AbstractColumnwise):
 def realnvp(
     key: PRNGKeyArray,
     *,
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     levels: int,
     depth: int,
     actnorm: bool = True,
@@ -189,6 +189,12 @@ def realnvp(
     """
     _check.at_least_one(levels=levels, depth=depth)
     check_halvings(shape, levels - 1)
+    times = 2 ** (levels - 1)
+    if shape[0] * shape[1] < 2 * times**2:
+        raise ValueError(
+            f"expected at least 2 pixels at the last of {levels} levels, got shape "
+            f"{shape}, which leaves 1: take fewer levels"
+        )
     options = {
         "transformer": transformer,
         "nn_width": nn_width,
@@ -224,7 +230,7 @@ def realnvp(
 def glow(
     key: PRNGKeyArray,
     *,
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     levels: int,
     depth: int,
     mixing: str = "learned",
@@ -372,6 +378,8 @@ def initialize_actnorm(flow: Transformed, x: Float[Array, "n ..."]) -> Transform
         return layer.from_data(x) if is_norm(layer) else layer
 
     ready, _ = set_from_data(set_layer, bijection, x)
+    if isinstance(bijection, _Path):  # a plain Chain has come of it
+        ready = _Path(ready.bijections)
     return eqx.tree_at(lambda flow: flow.bijection.bijection, flow, ready)
 
 
@@ -421,7 +429,7 @@ def interpolate(
     \sin \omega` with :math:`\omega` the angle between the two latents. Latents of a
     flow in d dimensions lie close to a sphere of radius :math:`\sqrt d`; the straight
     path cuts through its inside, where the base has next to no mass, the spherical one
-    does not. Where the latents are parallel, the two paths are taken to be the same.
+    does not. Where the latents are parallel or one is 0, the straight path is taken.
 
     Args:
         flow: The flow.
@@ -453,7 +461,7 @@ def interpolate(
     return _decode(flow, weights[0] * start + weights[1] * end)
 
 
-def latent_levels(shape: tuple[int, int, int], levels: int) -> Int[np.ndarray, "h w c"]:
+def latent_levels(shape: tuple[int, ...], levels: int) -> Int[np.ndarray, "h w c"]:
     """At which level each coordinate of the latent was split off, from 1 to ``levels``.
 
     For flows by :func:`realnvp` and :func:`glow`. To see what a level
@@ -500,11 +508,25 @@ def _mixing(
     return []
 
 
+class _Path(Chain):
+    """A ``Chain`` whose log-determinant has the dtype of the event: float32 stays."""
+
+    def __init__(self, bijections: Sequence[Any]):
+        super().__init__(bijections)
+
+    def transform_and_log_det(self, x: Array, condition: Array | None = None):
+        return _columns.transform(self, x)
+
+    def inverse_and_log_det(self, y: Array, condition: Array | None = None):
+        return _columns.transform(self, y, inverse=True)
+
+
 def _flow(bijection: AbstractBijection, margin: float | None) -> Transformed:
     """The flow of a normalizing map, behind a logit if there is a margin."""
+    parts = bijection.bijections if isinstance(bijection, Chain) else (bijection,)
     if margin is not None:
-        bijection = Chain([Logit(bijection.shape, margin), bijection])
-    return Transformed(StandardNormal(bijection.shape), Invert(bijection))
+        parts = (Logit(bijection.shape, margin), *parts)
+    return Transformed(StandardNormal(bijection.shape), Invert(_Path(parts)))
 
 
 @eqx.filter_jit
@@ -520,9 +542,10 @@ def _encode(flow: Transformed, x: Float[Array, "n ..."]) -> Float[Array, "n ..."
 def _arc(start: Array, end: Array, t: Array) -> tuple[Array, Array]:
     """Weights of the two ends along a great circle; straight where there is none."""
     norms = jnp.linalg.norm(start) * jnp.linalg.norm(end)
-    cosine = jnp.clip(jnp.vdot(start, end) / jnp.where(norms > 0, norms, 1), -1, 1)
-    angle = jnp.arccos(cosine)
-    straight = jnp.sin(angle) < jnp.finfo(start.dtype).eps ** 0.5
+    cosine = jnp.vdot(start, end) / jnp.where(norms > 0, norms, 1)
+    angle = jnp.arccos(jnp.clip(cosine, -1, 1))
+    rounding = 10 * jnp.finfo(start.dtype).eps ** 0.5  # of an angle by its cosine
+    straight = (norms == 0) | (jnp.sin(angle) < rounding)
     angle = jnp.where(straight, 1.0, angle)
     weights = jnp.sin((1 - t) * angle), jnp.sin(t * angle)
     there = [w / jnp.sin(angle) for w in weights]

@@ -197,8 +197,9 @@ class PLULinear(AbstractColumnwise):
 
     Raises:
         ValueError: If there are fewer than two channels.
-        EquinoxRuntimeError: In the inverse, if a number on the diagonal has left the
-            floating range in training, so that the matrix is singular.
+        EquinoxRuntimeError: In the inverse, if training has made the matrix singular to
+            rounding: the least :math:`|s|` is below the dtype's epsilon times the
+            largest, or one is not finite.
 
     Source:
         Kingma & Dhariwal (2018), "Glow", section 3.2.
@@ -281,11 +282,12 @@ class PLULinear(AbstractColumnwise):
     def _checked_upper(self) -> Float[Array, "channels channels"]:
         upper = self._upper
         scale = jnp.abs(jnp.diag(upper))
+        least = jnp.finfo(scale.dtype).eps * scale.max()
         return eqx.error_if(
             upper,
-            ~((scale > 0) & jnp.isfinite(scale)).all(),
-            "PLULinear: expected an invertible matrix, got a scale of 0 or infinity "
-            "on its diagonal: training has driven log|s| out of the floating range",
+            ~((scale.min() > least) & jnp.isfinite(least)),
+            "PLULinear: expected an invertible matrix, got one that is singular to "
+            "rounding: training has driven its scales |s| too far apart",
         )
 
 

@@ -89,7 +89,7 @@ def quantize(
 
 
 def bits_per_dimension(
-    log_prob: Float[Array | np.ndarray, "*n"],
+    log_prob: Float[Array | np.ndarray, "*n"] | float | np.floating,
     shape: tuple[int, ...],
     levels_of_grey: int = 256,
 ) -> Float[Array, "*n"]:

@@ -62,6 +62,25 @@ def flow_map(**options):
     return build
 
 
+def conv(mask, transformer=None, **options):
+    def build(key, dtype):
+        return gf.image.ConvCoupling(
+            key, shape=IMAGE, mask=mask, transformer=transformer, nn_width=5,
+            dtype=dtype, **options,
+        )  # fmt: skip
+
+    return build
+
+
+def level(key, dtype):
+    """Whole flows of levels are in test_image.py: they take long to compile."""
+    keys, shape = jr.split(key), (1, 1, 8)
+    steps = gf.image.ConvCoupling(
+        keys[0], shape=shape, mask=gf.masks.channelwise(shape), nn_width=5, dtype=dtype
+    )
+    return gf.image.Level(steps, gf.PLULinear(keys[1], (1, 1, 4), dtype=dtype))
+
+
 BIJECTIONS = {
     "additive": coupling(gf.AdditiveCoupling),
     "additive, checkerboard": coupling(
@@ -116,6 +135,20 @@ BIJECTIONS = {
     "permutation, at the identity": lambda key, dtype: gf.LearnedPermutation(
         (3,), dtype=dtype
     ),
+    "PLU linear": lambda key, dtype: gf.PLULinear(key, (3,), dtype=dtype),
+    "PLU linear, picture": lambda key, dtype: gf.PLULinear(key, (2, 1, 5), dtype=dtype),
+    "channel permutation": lambda key, dtype: gf.image.ChannelPermutation(
+        (2, 1, 3), jnp.array([2, 0, 1])
+    ),
+    "conv, bounded affine, checkerboard": conv(gf.masks.checkerboard(IMAGE)),
+    "conv, additive, random mask": conv(
+        gf.masks.random(jr.key(7), IMAGE), gf.transformers.Additive(), nn_depth=1
+    ),
+    "conv, spline, channelwise": conv(
+        gf.masks.channelwise(IMAGE), gf.transformers.RQSpline(), nn_depth=1
+    ),
+    "level": level,
+    "conv, identity": conv(gf.masks.channelwise(IMAGE), identity_init=True),
     "actnorm": actnorm,
     "actnorm, picture": lambda key, dtype: actnorm(key, dtype, IMAGE),
     "stack, spline": flow_map(),
@@ -131,7 +164,7 @@ BIJECTIONS = {
 COUPLINGS = [
     n
     for n in BIJECTIONS
-    if n.startswith(("additive", "affine", "spline", "mixture", "deep"))
+    if n.startswith(("additive", "affine", "spline", "mixture", "deep", "conv"))
 ]
 # An unbounded scale overflows once the conditioner's output does; that is a property of
 # the map, so these are tried near the data only. All others must bear any finite point.
@@ -238,7 +271,12 @@ def test_gradients_are_finite_near_and_far(name, dtype):
 def test_scan_equals_chain(name, x64):
     bijection = BIJECTIONS[name](jr.key(0), jnp.float64)
     stacked = jax.tree.map(
-        lambda a: jnp.stack([a, 0.9 * a]) if eqx.is_array(a) else a, bijection
+        lambda a: (
+            jnp.stack([a, 0.9 * a if eqx.is_inexact_array(a) else a])
+            if eqx.is_array(a)
+            else a
+        ),
+        bijection,
     )
     scan = Scan(stacked)
     x = points(bijection, jnp.float64, n=4)

@@ -89,3 +89,52 @@ def test_its_scores_learn_a_swap():
 def test_bad_arguments_of_a_learned_permutation(options, message):
     with pytest.raises(ValueError, match=message):
         gf.LearnedPermutation(**options)
+
+
+def test_a_plu_layer_starts_at_a_rotation(x64):
+    for dim in (2, 3, 4, 7):
+        layer = gf.PLULinear(jr.key(dim), (dim,))
+        w = layer.matrix
+        np.testing.assert_allclose(w @ w.T, np.eye(dim), atol=1e-12)
+        np.testing.assert_allclose(jnp.linalg.det(w), 1.0, rtol=1e-12)
+    assert not jnp.allclose(w, gf.PLULinear(jr.key(8), (7,)).matrix, atol=0.1)
+
+
+def test_a_plu_layer_is_its_matrix_at_every_pixel(x64):
+    layer = gf.PLULinear(jr.key(0), (2, 3, 4))
+    layer = eqx.tree_at(lambda a: a.factors, layer, layer.factors + 0.3)
+    x = jr.normal(jr.key(1), (2, 3, 4))
+    y, log_det = layer.transform_and_log_det(x)
+    np.testing.assert_allclose(y, x @ layer.matrix.T, rtol=1e-12, atol=1e-12)
+    expected = 6 * jnp.linalg.slogdet(layer.matrix)[1]
+    np.testing.assert_allclose(log_det, expected, rtol=1e-12)
+    np.testing.assert_allclose(log_det, 6 * 4 * 0.3, rtol=1e-12)
+    np.testing.assert_allclose(layer.inverse(y), x, atol=1e-12)
+
+
+def test_a_plu_layer_trains_its_factors_only():
+    layer = gf.PLULinear(jr.key(0), (3,))
+    trained = eqx.filter(layer, eqx.is_inexact_array)
+    assert [leaf.shape for leaf in jax.tree.leaves(trained)] == [(3, 3)]
+    slope = eqx.filter_grad(lambda a: (a.transform(jnp.arange(1.0, 4.0)) ** 3).sum())
+    assert (slope(layer).factors != 0).all()
+
+
+@pytest.mark.parametrize("log_scale", [-20.0, -1e4, 1e4, jnp.nan])
+def test_a_plu_layer_that_has_become_singular_is_named(log_scale):
+    layer = gf.PLULinear(jr.key(0), (3,))
+
+    def scaled(by):
+        return eqx.tree_at(
+            lambda a: a.factors, layer, layer.factors.at[1, 1].set(by)
+        ).inverse(jnp.ones(3))
+
+    assert jnp.isfinite(scaled(-5.0)).all()
+    with pytest.raises(RuntimeError, match="PLULinear: expected an invertible matrix"):
+        scaled(log_scale).block_until_ready()
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (4, 4, 1), (0, 4, 2)])
+def test_bad_shapes_of_a_plu_layer(shape):
+    with pytest.raises(ValueError, match="at least 2 channels"):
+        gf.PLULinear(jr.key(0), shape)

@@ -207,7 +207,7 @@ class PLULinear(AbstractColumnwise):
 
     shape: tuple[int, ...] = eqx.field(static=True)
     factors: Float[Array, "channels channels"]
-    """L below the diagonal, U above it, and log |s| on it."""
+    r"""L below the diagonal, U above it, and the logarithms of :math:`|s|` on it."""
     order: Int[Array, " channels"]
     """Which row of ``L (U + diag s)`` is the first of W, the second, ..."""
     signs: Int[Array, " channels"]

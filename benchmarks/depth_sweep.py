@@ -5,9 +5,8 @@
 The first way is the one of the notebook that chapter 07 starts from: flowjax's own
 couplings in a ``Chain``, and one jitted step called from a Python loop. The second is
 ``gf.coupling_flow`` and ``gf.fit``. Same data, same random numbers, same number of
-steps, float64; every time includes its compilation. Then the second way once more, its
-depths trained side by side in threads, one a core: neither compiling nor running holds
-Python's lock. Last, the time to compile a training step at 2 and at 64 blocks.
+steps, float64; every time includes its compilation. Then the time to compile a training
+step at 2 and at 64 blocks.
 
 Times are wall clock, each measured once: run it on a quiet machine. ``--quick`` makes a
 tenth of the steps, so that compilation weighs more.
@@ -17,9 +16,7 @@ import argparse
 import os
 import platform
 import time
-from concurrent.futures import ThreadPoolExecutor
 from datetime import date
-from functools import partial
 from typing import NamedTuple
 
 import equinox as eqx
@@ -133,18 +130,6 @@ def by_fit(x, held_out, depth, steps) -> Row:
     return Row(fitted.compile_seconds, fitted.run_seconds, quality)
 
 
-def side_by_side(x, held_out, steps) -> tuple[float, list[Row]]:
-    """Seconds for all depths our way, one a core at a time, and their rows."""
-    begin = time.perf_counter()
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        jobs = [
-            threads.submit(partial(by_fit, x, held_out, depth, steps))
-            for depth in reversed(DEPTHS)  # the longest first
-        ]
-        rows = [job.result() for job in reversed(jobs)]
-    return time.perf_counter() - begin, rows
-
-
 def compile_seconds(x, depth) -> float:
     """Seconds to trace and compile the training step of a scanned stack."""
     flow = scanned_flow(jr.key(0), depth)
@@ -177,11 +162,6 @@ def main() -> None:
     loop, scanned = totals
     print(
         f"in all: {loop:.1f} s and {scanned:.1f} s, {loop / scanned:.1f} times faster"
-    )
-    together, rows = side_by_side(x, held_out, steps)
-    print(
-        f"side by side: {together:.1f} s, {loop / together:.1f} times faster; held out "
-        + " ".join(f"{row.held_out:.3f}" for row in rows)
     )
     # the least of three: other work on the machine only adds to it
     few, many = (

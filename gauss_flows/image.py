@@ -40,7 +40,7 @@ from .pixels import (
     squeeze as squeeze,
     unsqueeze as unsqueeze,
 )
-from .stack import normalizing_map, set_from_data
+from .stack import set_from_data
 from .transformers import AbstractTransformer
 
 MIXINGS = ("learned", "reverse", "shuffle", "none")
@@ -160,7 +160,7 @@ def realnvp(
         levels: Number of levels; height and width are halved ``levels - 1`` times.
         depth: Number of blocks of each kind at a level.
         actnorm: Put an :class:`~gauss_flows.ActNorm` in front of each block, at the
-            identity; :func:`initialize_actnorm` sets it from data.
+            identity; :func:`gauss_flows.initialize_actnorm` sets it from data.
         margin: Of a :class:`Logit` in front of all, for pictures with values in (0, 1);
             None to leave it out, for values on the whole line.
         memory: What to keep for the backward pass; see
@@ -341,46 +341,6 @@ def glow(
         return Level(steps, level(inner_key, kept, left - 1))
 
     return _flow(level(key, shape, levels), margin)
-
-
-def initialize_actnorm(flow: Transformed, x: Float[Array, "n ..."]) -> Transformed:
-    """Set every ActNorm of a multi-scale flow from data, as it arrives there.
-
-    :func:`gauss_flows.initialize_actnorm` for flows with levels.
-
-    Args:
-        flow: A flow whose normalizing map is made of ``Chain``, ``Scan`` and
-            :class:`Level`.
-        x: Batch of data, shape ``(n, *flow.shape)``, ``n >= 2``.
-
-    Returns:
-        The flow with its ActNorms set; all else is as it was.
-
-    Raises:
-        ValueError: If the batch has another shape or fewer than two events, or the
-            flow holds no ActNorm.
-        RuntimeError: If a channel is constant (``EquinoxRuntimeError`` under jit).
-    """
-    _check.events(x, flow.shape)
-
-    def is_norm(node: Any) -> bool:
-        return isinstance(node, ActNorm)
-
-    bijection = normalizing_map(flow)
-    if not any(map(is_norm, jax.tree.leaves(bijection, is_leaf=is_norm))):
-        raise ValueError(
-            "expected a flow with ActNorm layers, got none: build it with actnorm=True"
-        )
-
-    def set_layer(layer: Any, x: Array) -> Any:
-        if isinstance(layer, Level):
-            return layer.set_from_data(set_layer, x)
-        return layer.from_data(x) if is_norm(layer) else layer
-
-    ready, _ = set_from_data(set_layer, bijection, x)
-    if isinstance(bijection, _Path):  # a plain Chain has come of it
-        ready = _Path(ready.bijections)
-    return eqx.tree_at(lambda flow: flow.bijection.bijection, flow, ready)
 
 
 def sample(

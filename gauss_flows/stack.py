@@ -12,7 +12,7 @@ and any other flow made of flowjax's ``Chain``, ``Scan`` and ``Invert``.
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -419,7 +419,8 @@ def initialize_actnorm(flow: Transformed, x: Float[Array, "n ..."]) -> Transform
     that gives its own input mean 0 and variance 1. Everything else stays as it is.
 
     Args:
-        flow: A flow whose normalizing map is made of ``Chain`` and ``Scan``.
+        flow: A flow whose normalizing map is made of ``Chain``, ``Scan`` and
+            :class:`gauss_flows.image.Level`.
         x: Batch of data, shape ``(n, *flow.shape)``, ``n >= 2``.
 
     Returns:
@@ -427,7 +428,8 @@ def initialize_actnorm(flow: Transformed, x: Float[Array, "n ..."]) -> Transform
 
     Raises:
         ValueError: If the flow holds no ActNorm in its normalizing map, or the batch
-            has the wrong shape.
+            has the wrong shape or fewer than two events.
+        RuntimeError: If a channel is constant (``EquinoxRuntimeError`` under jit).
 
     Source:
         Salimans & Kingma (2016), section 3; Kingma & Dhariwal (2018), section 3.1.
@@ -460,7 +462,8 @@ def set_from_data(
 
     Args:
         set_layer: ``layer = set_layer(layer, x)``; returns what it does not know.
-        bijection: Made of ``Chain`` and ``Scan``.
+        bijection: Made of ``Chain``, ``Scan``, and what has layers inside and a
+            ``set_from_data(set_layer, x)`` of its own to set them.
         x: Batch of events.
 
     Returns:
@@ -472,7 +475,7 @@ def set_from_data(
             for part in parts:
                 ready, x = set_from_data(set_layer, part, x)
                 done.append(ready)
-            return Chain(done), x
+            return type(bijection)(done), x
         case Scan(bijection=stacked):
             static = eqx.filter(stacked, eqx.is_array, inverse=True)
 
@@ -485,8 +488,20 @@ def set_from_data(
             x, arrays = walk(step, x, bijection)
             ready = eqx.combine(arrays, static)
             return eqx.tree_at(lambda scan: scan.bijection, bijection, ready), x
-    ready = set_layer(bijection, x)
+    if isinstance(bijection, _HoldsLayers):
+        ready = bijection.set_from_data(set_layer, x)
+    else:
+        ready = set_layer(bijection, x)
     return ready, jax.vmap(_unfreeze(ready).transform)(x)
+
+
+@runtime_checkable
+class _HoldsLayers(Protocol):
+    """A bijection that knows how to set the layers inside it from data."""
+
+    def set_from_data(
+        self, set_layer: Callable[[Any, Array], Any], x: Float[Array, "n ..."]
+    ) -> Any: ...
 
 
 def _unfreeze(

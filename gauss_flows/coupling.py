@@ -11,7 +11,7 @@ Source: Dinh, Krueger & Bengio (2014); Dinh, Sohl-Dickstein & Bengio (2017).
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import equinox as eqx
 import jax
@@ -23,6 +23,8 @@ from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 from . import _check, masks, transformers
 from ._columns import AbstractColumnwise
 from .conditioner import Conditioner
+
+_Coupling = TypeVar("_Coupling")
 
 
 class AbstractCoupling(AbstractColumnwise):
@@ -57,15 +59,9 @@ class AbstractCoupling(AbstractColumnwise):
         _check.events(x, self.shape)
         active = x.reshape(len(x), -1)[:, np.array(self.active)]
         active = _check.varying("coupling", "active coordinate", active)
-        last = self.conditioner.layers[-1]
         bias = self.transformer.from_marginals(active).T.ravel()
-        return eqx.tree_at(
-            lambda layer: (
-                layer.conditioner.layers[-1].weight,
-                layer.conditioner.layers[-1].bias,
-            ),
-            self,
-            (jnp.zeros_like(last.weight), bias.astype(last.weight.dtype)),
+        return with_last_layer(
+            self, jnp.zeros_like(self.conditioner.layers[-1].weight), bias
         )
 
     @property
@@ -432,6 +428,20 @@ class DeepSigmoidCoupling(AbstractCoupling):
             identity_init=identity_init,
             dtype=dtype,
         )
+
+
+def with_last_layer(
+    coupling: _Coupling, weight: Array | np.ndarray, bias: Array | np.ndarray
+) -> _Coupling:
+    """The coupling with another last layer of its conditioner, in the old dtype."""
+
+    def last(coupling: Any) -> tuple[Any, Any]:
+        layer = coupling.conditioner.layers[-1]
+        return layer.weight, layer.bias
+
+    dtype = last(coupling)[0].dtype
+    new = jnp.asarray(weight, dtype), jnp.asarray(bias, dtype)
+    return eqx.tree_at(last, coupling, new)
 
 
 def _active(mask: masks.Mask | None, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -23,7 +23,7 @@ from jaxtyping import Array, DTypeLike, Float, Int, PRNGKeyArray, Shaped
 
 from . import _check, masks
 from ._columns import AbstractColumnwise
-from .coupling import AbstractCoupling
+from .coupling import AbstractCoupling, with_last_layer
 from .transformers import AbstractTransformer, Affine
 
 
@@ -411,20 +411,15 @@ class ConvCoupling(AbstractCoupling):
                 (``EquinoxRuntimeError`` under jit).
         """
         _check.events(x, self.shape)
-        mask, last = self.mask, self.conditioner.layers[-1]
-        theta = []
+        mask, theta = self.mask, []
         for channel in np.flatnonzero(mask.any((0, 1))):
             values = x[:, mask[..., channel], channel].reshape(-1, 1)
             values = _check.varying("coupling", "active channel", values)
             theta.append(self.transformer.from_marginals(values))
-        bias = jnp.concatenate(theta, axis=1).reshape(-1, 1, 1)
-        return eqx.tree_at(
-            lambda layer: (
-                layer.conditioner.layers[-1].weight,
-                layer.conditioner.layers[-1].bias,
-            ),
+        return with_last_layer(
             self,
-            (jnp.zeros_like(last.weight), bias.astype(last.weight.dtype)),
+            jnp.zeros_like(self.conditioner.layers[-1].weight),
+            jnp.concatenate(theta, axis=1).reshape(-1, 1, 1),
         )
 
 

@@ -20,7 +20,6 @@ from functools import reduce
 from itertools import pairwise
 from typing import Literal
 
-import equinox as eqx
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
@@ -28,7 +27,7 @@ from flowjax.bijections import Chain
 from jaxtyping import DTypeLike, Float
 
 from .. import masks
-from ..coupling import AffineCoupling
+from ..coupling import AffineCoupling, with_last_layer
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,16 +108,11 @@ class LinearCoupling:
             nn_depth=0,
             dtype=dtype,
         )
-        last = coupling.conditioner.layers[-1]
         raw = coupling.transformer.parameter_of(jnp.asarray(self.scale, dtype))
         # for each coordinate a row of the shift, and one of the scale: constant
         weight = np.stack([self.kernel, np.zeros_like(self.kernel)], axis=1)
         bias = jnp.stack([jnp.zeros_like(raw), raw], axis=1)
-        return eqx.tree_at(
-            lambda c: (c.conditioner.layers[-1].weight, c.conditioner.layers[-1].bias),
-            coupling,
-            (jnp.asarray(weight.reshape(2 * d, d), last.weight.dtype), bias.ravel()),
-        )
+        return with_last_layer(coupling, weight.reshape(2 * d, d), bias.ravel())
 
 
 def product(factors: Sequence[LinearCoupling]) -> Float[np.ndarray, "n n"]:

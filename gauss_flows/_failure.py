@@ -57,8 +57,8 @@ def _failed(run):
 
 def _first(plan, flow, key, x, step):
     """What is not finite in the step that failed, and where."""
-    batch = _batch_of_step(key, x, step, plan.batch_size)
-    loss = _on_wrapped(plan.loss)
+    batch, loss_key = _batch_of_step(key, x, step, plan.batch_size)
+    loss = eqx.Partial(_on_wrapped(plan.loss), key=loss_key)
     try:
         find = _block if isinstance(flow, Transformed) else _leaf
         return find(flow, batch, loss)
@@ -69,13 +69,13 @@ def _first(plan, flow, key, x, step):
 @eqx.filter_jit
 def _batch_of_step(key, x, step, batch_size):
     before = jax.lax.fori_loop(0, step, lambda _, key: draw(key, x, batch_size)[0], key)
-    return draw(before, x, batch_size)[1]
+    return draw(before, x, batch_size)[1:]
 
 
 # Cached, so that a second failure finds the same function and compiles nothing.
 @lru_cache(maxsize=32)
 def _on_wrapped(loss):
-    return lambda flow, batch: loss(paramax.unwrap(flow), batch)
+    return lambda flow, batch, key: loss(paramax.unwrap(flow), batch, key)
 
 
 def _block(flow, batch, loss):

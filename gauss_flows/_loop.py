@@ -19,8 +19,8 @@ import paramax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-Loss = Callable[[Any, Array], Array]
-"""``loss(flow, batch) -> scalar``; the flow arrives with its parameters unwrapped."""
+Loss = Callable[[Any, Array, PRNGKeyArray], Array]
+"""``loss(flow, batch, key) -> scalar``; the flow's parameters arrive unwrapped."""
 
 
 class Plan(NamedTuple):
@@ -123,10 +123,10 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def draw(key: Array, x: Array, batch_size: int) -> tuple[Array, Array]:
-    """The next key and the batch of a step."""
-    key, subkey = jr.split(key)
-    return key, x[jr.randint(subkey, (batch_size,), 0, x.shape[0])]
+def draw(key: Array, x: Array, batch_size: int) -> tuple[Array, Array, Array]:
+    """The next key, the batch of a step, and the key of its loss."""
+    key, batch_key, loss_key = jr.split(key, 3)
+    return key, x[jr.randint(batch_key, (batch_size,), 0, x.shape[0])], loss_key
 
 
 def _one_interval(plan, static, rates, x, x_val, start, stop, updates, state):
@@ -156,9 +156,9 @@ def _step(plan, static, rates, x, updates, state, index):
 
     def objective(params):
         flow = paramax.unwrap(eqx.combine(params, static))
-        return plan.loss(flow, batch).astype(x.dtype)
+        return plan.loss(flow, batch, loss_key).astype(x.dtype)
 
-    key, batch = draw(state.key, x, plan.batch_size)
+    key, batch, loss_key = draw(state.key, x, plan.batch_size)
     batch = _split(plan, batch)
     value, grads = eqx.filter_value_and_grad(objective)(state.params)
     norm = _norm(grads).astype(x.dtype)
@@ -198,7 +198,8 @@ def _validate(plan, static, x_val, updates, state, index):
     """Held-out loss after ``index`` updates, and the best parameters so far."""
     params = state.candidate()
     flow = paramax.unwrap(eqx.combine(params, static))
-    value = plan.loss(flow, _split(plan, x_val)).astype(x_val.dtype)
+    rows = _split(plan, x_val)
+    value = plan.loss(flow, rows, jr.key(0)).astype(x_val.dtype)
     alive = state.failed < 0
     if plan.patience is not None:
         alive &= state.stopped < 0

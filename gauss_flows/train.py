@@ -171,7 +171,9 @@ def fit(
         ema: Decay, below 1, of an exponential moving average of the parameters, which
             is what is validated then. All that had a finite loss are in it, the initial
             ones too, with weights that sum to one (Kingma & Ba 2015, section 3).
-        loss: ``loss(flow, batch) -> scalar``; default minus the mean log-probability.
+        loss: ``loss(flow, batch, key) -> scalar``; default minus the mean
+            log-probability. The key is another one at each step, for losses that draw
+            something; the held-out loss gets the same one each time, ``jr.key(0)``.
         callback: Called with a ``Snapshot`` at each report. It may return numbers or
             arrays by name, of the same shapes each time, to be ``recorded``.
         checkpoint: File from which training resumes, if it is there, and into which it
@@ -318,6 +320,10 @@ def negative_log_likelihood(flow: PyTree, x: Float[Array, "n ..."]) -> Float[Arr
     return -(flow.base_dist.log_prob(z).astype(x.dtype) + log_det).mean()
 
 
+def _by_likelihood(flow, batch, key):
+    return negative_log_likelihood(flow, batch)
+
+
 def _fit(
     flow, flows, key, x, x_val, *, loss, callback, checkpoint, checkpoint_every,
     progress, throw, **options,
@@ -330,7 +336,7 @@ def _fit(
     x = _check.rows("x", x, flow)
     x_val = x_val if x_val is None else _check.rows("x_val", x_val, flow)
     plan, rates, settings = _plan.plan(
-        flow, len(x), loss=loss or negative_log_likelihood,
+        flow, len(x), loss=loss or _by_likelihood,
         seeds=None if flows is None else key.size, validated=x_val is not None,
         **options,
     )  # fmt: skip

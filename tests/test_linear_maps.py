@@ -328,8 +328,52 @@ def test_a_mask_of_ones_own_and_a_single_layer(x64):
     )
 
 
+@pytest.mark.parametrize("mixing", ["learned", "reverse"])
+def test_a_multi_scale_flow_of_pictures_on_a_fixed_partition(mixing, x64):
+    flow = gf.image.glow(
+        jr.key(0), shape=(4, 4, 1), levels=2, depth=2, mixing=mixing, nn_width=4,
+        identity_init=False,
+    )  # fmt: skip
+    stretched = jax.tree.map(
+        lambda leaf: 1.5 * leaf if eqx.is_inexact_array(leaf) else leaf, flow
+    )
+    other = with_fixed_partition(stretched)
+    x = jr.uniform(jr.key(1), (50, 4, 4, 1))
+    np.testing.assert_allclose(stretched.log_prob(x), other.log_prob(x), atol=1e-9)
+    names = str(jax.tree.structure(other))
+    assert "PLULinear" not in names
+    assert "ChannelPermutation" not in names
+    halves = {tuple(c.mask[0, 0]) for c in couplings(other) if c.shape[-1] == 8}
+    one = (False,) * 4 + (True,) * 4
+    assert halves == {one, one[::-1]}
+
+
+def couplings(flow):
+    def is_coupling(node):
+        return isinstance(node, gf.AbstractCoupling)
+
+    return filter(is_coupling, jax.tree.leaves(flow, is_leaf=is_coupling))
+
+
+def test_pictures_keep_their_dtype(x64):
+    flow = gf.image.glow(
+        jr.key(0), shape=(4, 4, 1), levels=1, depth=2, mixing="reverse", nn_width=4,
+        dtype=jnp.float32,
+    )  # fmt: skip
+    other = with_fixed_partition(flow)
+    leaves = jax.tree.leaves(eqx.filter(other, eqx.is_inexact_array))
+    assert {leaf.dtype for leaf in leaves} == {np.dtype("float32")}
+
+
 def test_what_cannot_be_rewritten():
-    with pytest.raises(ValueError, match="rotations or permutations, got none"):
+    level = gf.PLULinear(jr.key(0), (2, 2, 4))
+    with pytest.raises(ValueError, match="expected mask=None for pictures"):
+        with_fixed_partition(level, mask=gf.masks.half(4))
+    with pytest.raises(ValueError, match="positive determinant"):
+        with_fixed_partition(
+            gf.image.ChannelPermutation((2, 2, 4), jnp.array([1, 0, 2, 3]))
+        )
+    with pytest.raises(ValueError, match="1×1 convolutions, got none"):
         with_fixed_partition(gf.AffineCoupling(jr.key(0), shape=(4,)))
     odd = gf.LearnedPermutation((3,))
     with pytest.raises(ValueError, match="even size"):

@@ -25,7 +25,7 @@ def build(key):
 
 def plan(**changes):
     made = _loop.Plan(
-        loss=lambda flow, x: x.sum(), optimizer=optax.sgd, schedule=lambda count: 1.0,
+        loss=lambda flow, x, key: x.sum(), optimizer=optax.sgd, schedule=lambda count: 1.0,
         batch_size=2, interval=1, many=True,
     )  # fmt: skip
     return made._replace(**changes)
@@ -63,7 +63,7 @@ def test_keys_of_another_kind_keep_it(monkeypatch):
 def test_all_shares_run_one_program(monkeypatch):
     traces = []
 
-    def loss(flow, batch):
+    def loss(flow, batch, key):
         traces.append(batch.shape)
         return -flow.log_prob(batch).mean()
 
@@ -84,7 +84,7 @@ def test_settings_of_this_thread_hold_in_every_share(monkeypatch, x64):
 
 
 def test_an_error_in_a_share_is_raised(monkeypatch):
-    def loss(flow, batch):
+    def loss(flow, batch, key):
         return eqx.error_if(-flow.log_prob(batch).mean(), batch.sum() < 1e9, "no")
 
     with pytest.raises(RuntimeError, match="no"):

@@ -29,15 +29,15 @@ class Point(eqx.Module):
     w: Array
 
 
-def down(point, batch):
+def down(point, batch, key):
     return -point.w + 0 * batch.sum()
 
 
 def count_then(bad):
     """Loss -w, and what `bad` makes of it once w has passed 4.5."""
 
-    def loss(point, batch):
-        return jnp.where(point.w > 4.5, bad(point.w), down(point, batch))
+    def loss(point, batch, key):
+        return jnp.where(point.w > 4.5, bad(point.w), down(point, batch, key))
 
     return loss
 
@@ -187,7 +187,7 @@ def test_failure_raises_with_the_result():
 
 
 def test_best_parameters_by_held_out_loss():
-    def square(point, batch):  # trains away from 0, where the held-out rows are
+    def square(point, batch, key):  # trains away from 0, where the held-out rows are
         return ((point.w - batch) ** 2).mean()
 
     result = train.fit(
@@ -216,8 +216,8 @@ def test_best_parameters_may_be_the_initial_or_the_last_ones():
 
 
 def test_held_out_loss_that_is_never_finite_does_not_stop_training():
-    def loss(point, batch):  # infinite on the held-out rows only
-        return down(point, batch) + jnp.where(batch.max() > 1, jnp.inf, 0.0)
+    def loss(point, batch, key):  # infinite on the held-out rows only
+        return down(point, batch, key) + jnp.where(batch.max() > 1, jnp.inf, 0.0)
 
     result = train.fit(jr.key(0), point(), X, x_val=X + 2, steps=3, loss=loss, **COUNT)
     assert result.best_step is None
@@ -228,9 +228,9 @@ def test_held_out_loss_that_is_never_finite_does_not_stop_training():
 def test_compiled_once_whatever_the_number_of_steps():
     traces = []
 
-    def loss(point, batch):
+    def loss(point, batch, key):
         traces.append(batch.shape)
-        return down(point, batch)
+        return down(point, batch, key)
 
     options = {"loss": loss, "eval_every": 10, "x_val": X, **COUNT}
     train.fit(jr.key(0), point(), X, steps=25, **options)
@@ -267,9 +267,9 @@ def test_clipping_is_that_of_optax():
 def test_rates_are_data_and_may_differ_between_seeds():
     traces = []
 
-    def loss(point, batch):
+    def loss(point, batch, key):
         traces.append(batch.shape)
-        return down(point, batch)
+        return down(point, batch, key)
 
     options = {"steps": 6, "loss": loss, "batch_size": 4, "progress": False}
     options |= {"optimizer": optax.sgd, "schedule": optax.constant_schedule(1.0)}
@@ -290,7 +290,7 @@ def test_non_trainable_parameters_stay():
         free: Array
         fixed: Array | paramax.NonTrainable
 
-    def loss(pair, batch):
+    def loss(pair, batch, key):
         return (pair.free - batch).sum() ** 2 + pair.fixed * pair.free**2
 
     pair = Pair(jnp.array(1.0), paramax.NonTrainable(jnp.array(3.0)))
@@ -379,7 +379,7 @@ def test_progress_in_a_log_file_is_a_line_now_and_then(capsys, monkeypatch):
 
 @pytest.mark.parametrize("many", [False, True])
 def test_average_is_that_of_optax_over_the_parameters_tried(many):
-    options = {**COUNT, "loss": lambda p, _: p.w**2, "optimizer": optax.sgd(0.1)}
+    options = {**COUNT, "loss": lambda p, *_: p.w**2, "optimizer": optax.sgd(0.1)}
     options |= {"steps": 7, "ema": 0.8}
     if many:
         options["keys"] = jr.split(jr.key(0), 2)
@@ -395,8 +395,8 @@ def test_average_is_that_of_optax_over_the_parameters_tried(many):
 
 
 def test_average_is_what_is_validated_and_leaves_out_what_failed():
-    def loss(point, batch):
-        return jnp.where(point.w > 4.5, jnp.nan, down(point, batch))
+    def loss(point, batch, key):
+        return jnp.where(point.w > 4.5, jnp.nan, down(point, batch, key))
 
     options = {**COUNT, "loss": loss, "x_val": X, "eval_every": 4, "ema": 0.5}
     result = train.fit(jr.key(0), point(), X, steps=12, throw=False, **options)
@@ -415,7 +415,7 @@ def test_average_is_what_is_validated_and_leaves_out_what_failed():
 
 
 AWAY = {  # leaves the held-out rows behind after four steps
-    **COUNT, "loss": lambda point, batch: ((point.w - batch) ** 2).mean(),
+    **COUNT, "loss": lambda point, batch, _: ((point.w - batch) ** 2).mean(),
     "optimizer": optax.sgd(0.01), "eval_every": 4, "x_val": X, "x": X + 10,
 }  # fmt: skip
 
@@ -547,7 +547,7 @@ def test_failure_names_the_block(kind, scan):
 def test_a_second_failure_compiles_nothing():
     traces = []
 
-    def lost(flow, batch):
+    def lost(flow, batch, key):
         traces.append(batch.shape)
         return jnp.inf * flow.log_prob(batch).mean()
 
@@ -560,7 +560,7 @@ def test_a_second_failure_compiles_nothing():
 
 
 def test_failure_of_what_is_no_flow_names_the_leaf():
-    def loss(pair, batch):
+    def loss(pair, batch, key):
         return 0 * jnp.sqrt(jnp.abs(pair[1].w - 2)) - pair[0].w - pair[1].w
 
     pair = (point(), point())
@@ -663,7 +663,7 @@ x = gf.data.two_moons(jr.key(0), 200)
 programs, hashes = [], _run._hashes
 _run._hashes = lambda **told: programs.append(told["program"]) or hashes(**told)
 
-def loss(layer, batch):
+def loss(layer, batch, key):
     hidden = jnp.tanh(batch @ layer.weight[:, :2].T + layer.bias)
     return ((hidden @ layer.weight[:, 2:] - batch) ** 2).mean()
 
@@ -737,3 +737,17 @@ def test_two_processes_do_what_one_does(tmp_path):
             process.kill()
     assert [process.returncode for process in pair] == [0, 0], errors
     assert sorted(os.listdir(tmp_path)) == ["fit", "fit-killed"]
+
+
+def test_the_loss_gets_a_fresh_key_each_step_and_a_fixed_one_on_held_out_rows():
+    def noise(point, batch, key):
+        return 0 * point.w + jr.normal(key)
+
+    options = {**COUNT, "loss": noise, "x_val": X, "eval_every": 4, "steps": 12}
+    result = train.fit(jr.key(0), point(), X, **options)
+    assert len(set(result.train_loss.tolist())) == 12
+    np.testing.assert_array_equal(result.val_loss, [jr.normal(jr.key(0))] * 4)
+    again = train.fit(jr.key(0), point(), X, **options)
+    np.testing.assert_array_equal(result.train_loss, again.train_loss)
+    other = train.fit(jr.key(1), point(), X, **options)
+    assert not set(result.train_loss.tolist()) & set(other.train_loss.tolist())

@@ -1,4 +1,4 @@
-"""A flow whose rotations and permutations are rewritten as couplings.
+"""A flow whose rotations, permutations and 1×1 convolutions are rewritten as couplings.
 
 Whatever a learned partition represents, a fixed one does too, at a constant cost in
 depth: Koehler, Mehta & Risteski (2021). Here that is done to a trained flow.
@@ -12,33 +12,39 @@ import numpy as np
 from flowjax.bijections import Chain
 from jaxtyping import Float, PyTree
 
-from .. import masks
-from ..linear import HouseholderRotation, LearnedPermutation
+from .. import _check, masks
+from ..linear import HouseholderRotation, LearnedPermutation, PLULinear
+from ..pixels import ChannelPermutation
 from .linear_coupling import LinearCoupling, chain
-from .linear_maps import factor_stable
+from .linear_maps import factor_stable, factor_svd
 
-_MIXING = (HouseholderRotation, LearnedPermutation)
+_Mixing = HouseholderRotation | LearnedPermutation | PLULinear | ChannelPermutation
 
 
 def with_fixed_partition(flow: PyTree, *, mask: masks.Mask | None = None) -> PyTree:
-    """The same flow, with each rotation or permutation as a stack of couplings.
+    """The same flow, with each linear layer that mixes as a stack of couplings.
 
     All the new layers, and with the flow's own ``mask`` all the old ones, cut the
     coordinates into the same two halves. A rotation takes at most 15 couplings, a
-    permutation 9; in a stack scanned over depth each block gets as many as the largest
-    needs. The density is unchanged up to rounding: use float64 where that matters.
+    permutation 9, a :class:`~gauss_flows.PLULinear` 31; in a stack scanned over depth
+    each block gets as many as the largest needs. On pictures the coordinates are the
+    channels, and the couplings are :class:`~gauss_flows.image.ConvCoupling` layers that
+    look at one pixel. The density is unchanged up to rounding: use float64 where that
+    matters.
 
     Args:
-        flow: A flow or bijection over vectors of even size.
-        mask: The two halves, True = lower; by default those of ``masks.half``.
+        flow: A flow or bijection over vectors of even size, or over pictures whose
+            mixing layers see even numbers of channels.
+        mask: The two halves of a vector, True = lower; by default, and on pictures
+            always, those of ``masks.half``.
 
     Returns:
         The flow with the same density, and no layer that mixes coordinates otherwise.
 
     Raises:
         ValueError: If the flow has no layer to replace, the size is odd, the mask does
-            not mark half of the coordinates, or a permutation is odd: its determinant
-            is -1, and that of couplings is positive.
+            not mark half of the coordinates or is given for pictures, or a permutation
+            is odd: its determinant is -1, and that of couplings is positive.
 
     Example:
         >>> import jax.random as jr
@@ -49,37 +55,52 @@ def with_fixed_partition(flow: PyTree, *, mask: masks.Mask | None = None) -> PyT
     """
 
     def is_mixing(node: Any) -> bool:
-        return isinstance(node, _MIXING)
+        return isinstance(node, _Mixing)
 
     if not any(map(is_mixing, jax.tree.leaves(flow, is_leaf=is_mixing))):
-        raise ValueError("expected a flow with rotations or permutations, got none")
+        raise ValueError(
+            "expected a flow with rotations, permutations or 1×1 convolutions, got none"
+        )
+    dtype = _check.dtype_of(flow)
     return jax.tree.map(
-        lambda node: _replaced(node, mask) if is_mixing(node) else node,
+        lambda node: _replaced(node, mask, dtype) if is_mixing(node) else node,
         flow,
         is_leaf=is_mixing,
     )
 
 
-def _replaced(
-    layer: HouseholderRotation | LearnedPermutation, mask: masks.Mask | None
-) -> Chain:
+def _replaced(layer: _Mixing, mask: masks.Mask | None, dtype: Any) -> Chain:
     """One layer, or a stack of them along a leading axis, as a chain of couplings."""
-    (dim,) = layer.shape
-    (parameters,) = (leaf for leaf in jax.tree.leaves(layer) if jnp.ndim(leaf))
-    one = 2 if isinstance(layer, HouseholderRotation) else 1
-    stacked = parameters.ndim > one
-
-    def matrix(single: Any) -> Any:
-        return single.columns(jnp.eye(dim, dtype=parameters.dtype))[0]
-
-    matrices = np.asarray((jax.vmap(matrix) if stacked else matrix)(layer), np.float64)
-    found = _aligned(
-        [factor_stable(_cut(m, mask)) for m in matrices.reshape(-1, dim, dim)]
-    )
-    chains = [chain(f, mask=mask, dtype=parameters.dtype) for f in found]
-    if not stacked:
+    *pixels, dim = layer.shape
+    if pixels and mask is not None:
+        raise ValueError(
+            f"expected mask=None for pictures, whose channels are cut, got {mask}"
+        )
+    matrices = _matrices(layer)
+    factor = factor_svd if isinstance(layer, PLULinear) else factor_stable
+    found = _aligned([factor(_cut(m, mask)) for m in matrices.reshape(-1, dim, dim)])
+    options = {"mask": mask, "pixels": tuple(pixels) or None, "dtype": dtype}
+    chains = [chain(f, **options) for f in found]
+    if matrices.ndim == 2:
         return chains[0]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *chains)
+
+
+def _matrices(layer: _Mixing) -> Float[np.ndarray, "*stack n n"]:
+    """What a layer, or each of a stack of them, multiplies vectors or channels by."""
+    if isinstance(layer, ChannelPermutation):
+        return np.eye(layer.shape[-1])[np.asarray(layer.order)]
+    if isinstance(layer, PLULinear):
+        stacked, matrix = layer.factors.ndim > 2, lambda single: single.matrix
+    else:
+        rotation = isinstance(layer, HouseholderRotation)
+        stacked = layer.params.ndim > 2 if rotation else layer.scores.ndim > 1
+        matrix = _matrix_of_vectors
+    return np.asarray((jax.vmap(matrix) if stacked else matrix)(layer), np.float64)
+
+
+def _matrix_of_vectors(layer: HouseholderRotation | LearnedPermutation) -> Any:
+    return layer.columns(jnp.eye(layer.shape[0], dtype=_check.dtype_of(layer)))[0]
 
 
 def _cut(

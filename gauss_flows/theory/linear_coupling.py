@@ -24,10 +24,12 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from flowjax.bijections import Chain
-from jaxtyping import DTypeLike, Float
+from jaxtyping import Array, DTypeLike, Float
 
 from .. import masks
 from ..coupling import AffineCoupling, with_last_layer
+from ..pixels import ConvCoupling
+from ..transformers import Affine
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,13 +87,19 @@ class LinearCoupling:
         return LinearCoupling("U" if self.kind == "L" else "L", self.kernel, self.scale)
 
     def layer(
-        self, *, mask: masks.Mask | None = None, dtype: DTypeLike | None = None
-    ) -> AffineCoupling:
+        self,
+        *,
+        mask: masks.Mask | None = None,
+        pixels: tuple[int, int] | None = None,
+        dtype: DTypeLike | None = None,
+    ) -> AffineCoupling | ConvCoupling:
         """The factor as a layer of a flow: an affine coupling without hidden layers.
 
         Args:
             mask: Which coordinates are the lower half, True = lower; by default the
                 second half of the vector.
+            pixels: Height and width of the pictures whose channels are the vectors, one
+                a pixel. By default events are single vectors.
             dtype: Floating dtype of the parameters; JAX's default by default.
 
         Raises:
@@ -101,18 +109,41 @@ class LinearCoupling:
         lower = masks.half(2 * d) if mask is None else masks.validate(mask, (2 * d,))
         if lower.sum() != d:
             raise ValueError(f"expected a mask of {d} of {2 * d}, got {lower.sum()}")
+        active = lower if self.kind == "L" else masks.complement(lower)
+        raw = Affine().parameter_of(jnp.asarray(self.scale, dtype))
+        zero = np.zeros_like(self.kernel)
+        if pixels is not None:
+            return self._convolution(active, pixels, raw, dtype)
         coupling = AffineCoupling(
+            jr.key(0), shape=(2 * d,), mask=active, nn_depth=0, dtype=dtype
+        )
+        # for each coordinate a row of the shift, and one of the scale: constant
+        weight = np.stack([self.kernel, zero], axis=1)
+        bias = jnp.stack([jnp.zeros_like(raw), raw], axis=1)
+        return with_last_layer(coupling, weight.reshape(2 * d, d), bias.ravel())
+
+    def _convolution(
+        self,
+        active: masks.Mask,
+        pixels: tuple[int, int],
+        raw: Float[Array, " d"],
+        dtype: DTypeLike | None,
+    ) -> ConvCoupling:
+        """The layer for pictures: the middle of a 3×3 convolution, zeros around it."""
+        d = len(self.scale)
+        coupling = ConvCoupling(
             jr.key(0),
-            shape=(2 * d,),
-            mask=lower if self.kind == "L" else masks.complement(lower),
+            shape=(*pixels, 2 * d),
+            mask=np.broadcast_to(active, (*pixels, 2 * d)),
+            transformer=Affine(),
             nn_depth=0,
             dtype=dtype,
         )
-        raw = coupling.transformer.parameter_of(jnp.asarray(self.scale, dtype))
-        # for each coordinate a row of the shift, and one of the scale: constant
-        weight = np.stack([self.kernel, np.zeros_like(self.kernel)], axis=1)
-        bias = jnp.stack([jnp.zeros_like(raw), raw], axis=1)
-        return with_last_layer(coupling, weight.reshape(2 * d, d), bias.ravel())
+        # all shifts, then all scales
+        weight = np.zeros((2 * d, d, 3, 3))
+        weight[:d, :, 1, 1] = self.kernel
+        bias = jnp.concatenate([jnp.zeros_like(raw), raw])
+        return with_last_layer(coupling, weight, bias.reshape(-1, 1, 1))
 
 
 def product(factors: Sequence[LinearCoupling]) -> Float[np.ndarray, "n n"]:
@@ -130,6 +161,7 @@ def chain(
     factors: Sequence[LinearCoupling],
     *,
     mask: masks.Mask | None = None,
+    pixels: tuple[int, int] | None = None,
     dtype: DTypeLike | None = None,
 ) -> Chain:
     """The factors as a stack of coupling layers with one fixed partition.
@@ -138,6 +170,7 @@ def chain(
         factors: The factors; the bijection takes x to ``product(factors) @ x``.
         mask: Which coordinates are the lower half, True = lower; by default the second
             half of the vector.
+        pixels: As for :meth:`LinearCoupling.layer`.
         dtype: Floating dtype of the parameters; JAX's default by default.
 
     Raises:
@@ -146,7 +179,8 @@ def chain(
     """
     if not factors:
         raise ValueError("expected at least one factor, got none")
-    return Chain([f.layer(mask=mask, dtype=dtype) for f in reversed(factors)])
+    options = {"mask": mask, "pixels": pixels, "dtype": dtype}
+    return Chain([factor.layer(**options) for factor in reversed(factors)])
 
 
 def merged(factors: Sequence[LinearCoupling]) -> list[LinearCoupling]:

@@ -26,6 +26,14 @@ from jaxtyping import Array, DTypeLike, Float, Int, PRNGKeyArray
 from . import _check, _columns, masks
 from ._columns import AbstractColumnwise
 from .actnorm import ActNorm
+from .dequantization import (
+    DequantizedFlow as DequantizedFlow,
+    VariationalNoise as VariationalNoise,
+    bits_per_dimension as bits_per_dimension,
+    dequantize as dequantize,
+    dequantized_loss as dequantized_loss,
+    quantize as quantize,
+)
 from .linear import PLULinear
 from .memory import Stack
 from .pixels import (
@@ -33,10 +41,7 @@ from .pixels import (
     ConvConditioner as ConvConditioner,
     ConvCoupling as ConvCoupling,
     Logit as Logit,
-    bits_per_dimension as bits_per_dimension,
     check_halvings,
-    dequantize as dequantize,
-    quantize as quantize,
     squeeze as squeeze,
     unsqueeze as unsqueeze,
 )

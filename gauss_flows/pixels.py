@@ -1,11 +1,9 @@
-"""Pictures as events: grey values, squeezing, and layers that know rows and columns.
+"""Pictures as events: squeezing, and layers that know rows, columns and channels.
 
-A picture has shape ``(height, width, channels)``. Whole grey values 0, 1, ... become
-numbers in (0, 1) by dequantisation, and a flow over those has a density to compare.
-All names are found in :mod:`gauss_flows.image` too.
+A picture has shape ``(height, width, channels)``. All names are found in
+:mod:`gauss_flows.image` too.
 
-Source: Theis, van den Oord & Bethge (2016) for dequantisation and its bound; Dinh,
-Sohl-Dickstein & Bengio (2017) for the logit, squeezing and convolutional couplings.
+Source: Dinh, Sohl-Dickstein & Bengio (2017).
 """
 
 import itertools
@@ -18,105 +16,12 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, DTypeLike, Float, Int, PRNGKeyArray, Shaped
 
 from . import _check, masks
 from ._columns import AbstractColumnwise
 from .coupling import AbstractCoupling, with_last_layer
 from .transformers import AbstractTransformer, Affine
-
-
-def dequantize(
-    key: PRNGKeyArray,
-    levels_of_grey: int,
-    x: Shaped[Array | np.ndarray, "*n"],
-    *,
-    dtype: DTypeLike | None = None,
-) -> Float[Array, "*n"]:
-    r"""Spread whole grey values uniformly over cells of (0, 1): :math:`(x + u) / n`.
-
-    The mean log-density of a flow on what comes out is a lower bound on the mean
-    log-probability of the grey values (by Jensen's inequality), once the volume of a
-    cell is taken into account, as :func:`bits_per_dimension` does. :func:`quantize`
-    gives the grey values back.
-
-    Args:
-        key: JAX random key; draw anew for each epoch, or batch.
-        levels_of_grey: Number n of grey values, 256 for pictures of 8 bits.
-        x: Whole numbers in 0, ..., n - 1, of any shape and any dtype.
-        dtype: Floating dtype of the result; JAX's default by default.
-
-    Returns:
-        Numbers strictly between 0 and 1, of the same shape.
-
-    Raises:
-        ValueError: If a value is not whole or out of range (``EquinoxRuntimeError``
-            under jit), or ``levels_of_grey`` is below 2.
-
-    Example:
-        >>> grey = jnp.array([0, 255])
-        >>> quantize(256, dequantize(jr.key(0), 256, grey)).tolist()
-        [0, 255]
-    """
-    _at_least_two(levels_of_grey)
-    grey = jnp.asarray(_grey(levels_of_grey, x)).astype(dtype or float)
-    cell, eps = 1 / levels_of_grey, float(jnp.finfo(grey.dtype).eps)
-    y = (grey + jr.uniform(key, grey.shape, grey.dtype)) * cell
-    # rounding must not carry a point into the next cell
-    low = jnp.maximum(grey * cell * (1 + 2 * eps), eps * cell)
-    return jnp.clip(y, low, (grey + 1) * cell * (1 - 2 * eps))
-
-
-def quantize(
-    levels_of_grey: int, x: Float[Array | np.ndarray, "*n"]
-) -> Int[Array, "*n"]:
-    """The grey values whose cells hold numbers in (0, 1); nearest ones for others.
-
-    Args:
-        levels_of_grey: Number n of grey values.
-        x: Numbers, such as a flow's samples, of any shape.
-
-    Returns:
-        Whole numbers in 0, ..., n - 1.
-
-    Raises:
-        ValueError: If ``levels_of_grey`` is below 2.
-    """
-    _at_least_two(levels_of_grey)
-    grey = jnp.floor(jnp.asarray(x) * levels_of_grey)
-    return jnp.clip(grey, 0, levels_of_grey - 1).astype(int)
-
-
-def bits_per_dimension(
-    log_prob: Float[Array | np.ndarray, "*n"] | float | np.floating,
-    shape: tuple[int, ...],
-    levels_of_grey: int = 256,
-) -> Float[Array, "*n"]:
-    r"""Bits per dimension of grey values, from a log-density over (0, 1).
-
-    :math:`\log_2 n - \log p(x) / (d \log 2)` with :math:`d` numbers in an event: each
-    of the :math:`n^d` cells of the unit cube has volume :math:`n^{-d}`. The uniform law
-    has :math:`\log_2 n`.
-
-    Args:
-        log_prob: Log-density in nats of dequantised events, as :func:`dequantize`
-            makes them; of any shape.
-        shape: Event shape.
-        levels_of_grey: Number n of grey values.
-
-    Raises:
-        ValueError: If ``shape`` is empty or ``levels_of_grey`` below 2.
-
-    Example:
-        >>> float(bits_per_dimension(jnp.zeros(()), (8, 8, 1), 256))
-        8.0
-    """
-    _at_least_two(levels_of_grey)
-    if not shape or min(shape) < 1:
-        raise ValueError(f"expected an event shape such as (8, 8, 1), got {shape}")
-    nats = jnp.asarray(log_prob) / math.prod(shape)
-    return math.log2(levels_of_grey) - nats / math.log(2)
 
 
 class Logit(AbstractColumnwise):
@@ -459,26 +364,6 @@ class ChannelPermutation(AbstractColumnwise):
         order = jnp.argsort(self.order) if inverse else self.order
         y = x.at[(*(slice(None),) * axis, order)].get(unique_indices=True)
         return y, jnp.zeros(x.shape[axis + 1 :], x.dtype)
-
-
-def _at_least_two(levels_of_grey: int) -> None:
-    if levels_of_grey < 2:
-        raise ValueError(f"expected at least 2 levels of grey, got {levels_of_grey}")
-
-
-def _grey(n: int, x: Shaped[Array | np.ndarray, "*n"]) -> Shaped[Array, "*n"]:
-    """``x``, if its values are whole numbers in 0, ..., n - 1."""
-    traced = isinstance(x, Tracer)
-    ops = jnp if traced else np
-    wrong = (x < 0) | (x > n - 1) | (x != ops.floor(x))
-    wanted = f"expected whole grey values in 0..{n - 1}, got "
-    if traced:
-        return eqx.error_if(x, wrong.any(), wanted + "others")
-    if wrong.any():
-        low, high = np.min(x), np.max(x)
-        what = "fractions" if 0 <= low <= high <= n - 1 else "others"
-        raise ValueError(f"{wanted}{what}, between {low} and {high}")
-    return jnp.asarray(x)
 
 
 def _convolve(

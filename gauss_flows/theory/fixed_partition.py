@@ -91,15 +91,17 @@ def _matrices(layer: _Mixing) -> Float[np.ndarray, "*stack n n"]:
     if isinstance(layer, ChannelPermutation):
         return np.eye(layer.shape[-1])[np.asarray(layer.order)]
     if isinstance(layer, PLULinear):
-        stacked, matrix = layer.factors.ndim > 2, lambda single: single.matrix
+        stacked = layer.factors.ndim > 2
+    elif isinstance(layer, HouseholderRotation):
+        stacked = layer.params.ndim > 2
     else:
-        rotation = isinstance(layer, HouseholderRotation)
-        stacked = layer.params.ndim > 2 if rotation else layer.scores.ndim > 1
-        matrix = _matrix_of_vectors
-    return np.asarray((jax.vmap(matrix) if stacked else matrix)(layer), np.float64)
+        stacked = layer.scores.ndim > 1
+    return np.asarray((jax.vmap(_matrix) if stacked else _matrix)(layer), np.float64)
 
 
-def _matrix_of_vectors(layer: HouseholderRotation | LearnedPermutation) -> Any:
+def _matrix(layer: HouseholderRotation | LearnedPermutation | PLULinear) -> Any:
+    if isinstance(layer, PLULinear):
+        return layer.matrix
     return layer.columns(jnp.eye(layer.shape[0], dtype=_check.dtype_of(layer)))[0]
 
 

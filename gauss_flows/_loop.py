@@ -8,6 +8,7 @@ trial of the final parameters. The host's part is in ``_run``, what users call i
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -28,7 +29,7 @@ class Plan(NamedTuple):
 
     loss: Loss
     optimizer: Callable[[optax.Schedule], optax.GradientTransformation]
-    schedule: optax.Schedule
+    schedule: optax.Schedule | None
     batch_size: int
     interval: int
     many: bool
@@ -87,7 +88,7 @@ def initial_state(plan: Plan, params: PyTree, key: Array, dtype: Any) -> State:
         return State(
             params=params,
             previous=params,
-            opt_state=plan.optimizer(plan.schedule).init(params),
+            opt_state=plan.optimizer(plan.schedule or jnp.ones_like).init(params),
             key=key,
             failed=none,
             best=params,
@@ -129,6 +130,20 @@ def draw(key: Array, x: Array, batch_size: int) -> tuple[Array, Array, Array]:
     return key, x[jr.randint(batch_key, (batch_size,), 0, x.shape[0])], loss_key
 
 
+def one_cycle(count: Array, steps: Array) -> Array:
+    """``optax.cosine_onecycle_schedule(steps, 1.0)`` with the number of steps as data.
+
+    So that runs of different lengths are one program.
+    """
+    first, peak, last = jnp.array([1 / 25, 1.0, 1 / (25 * 1e4)], float)
+    top, count = 3 * steps // 10, count.astype(float)
+    up = count / jnp.maximum(top, 1)
+    down = (count - top) / jnp.maximum(steps - top, 1)
+    rising = peak + (first - peak) / 2 * (jnp.cos(jnp.pi * up) + 1)
+    falling = last + (peak - last) / 2 * (jnp.cos(jnp.pi * down) + 1)
+    return jnp.where(count < top, rising, jnp.where(count < steps, falling, last))
+
+
 def _one_interval(plan, static, rates, x, x_val, start, stop, updates, state):
     """Validate, then make the steps from ``start`` to before ``stop``."""
     nan = jnp.full((), jnp.nan, x.dtype)
@@ -162,7 +177,8 @@ def _step(plan, static, rates, x, updates, state, index):
     batch = _split(plan, batch)
     value, grads = eqx.filter_value_and_grad(objective)(state.params)
     norm = _norm(grads).astype(x.dtype)
-    optimizer = plan.optimizer(lambda count: rates.peak * plan.schedule(count))
+    factor = plan.schedule or partial(one_cycle, steps=updates)
+    optimizer = plan.optimizer(lambda count: rates.peak * factor(count))
     clipped = _clipped(grads, norm, rates.clip)
     change, opt_state = optimizer.update(clipped, state.opt_state, state.params)
     params = eqx.apply_updates(state.params, change)

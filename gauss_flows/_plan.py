@@ -66,7 +66,7 @@ def plan(
     made = _loop.Plan(
         loss=loss,
         optimizer=_always(optimizer) if finished else optimizer,
-        schedule=schedule or (_one if finished else _one_cycle(steps)),
+        schedule=schedule or (_one if finished else None),
         batch_size=batch_size,
         interval=min(eval_every, steps),
         many=seeds is not None,
@@ -103,16 +103,11 @@ def _plain(value: Any) -> Any:
     return value if value is None else np.asarray(value, float).tolist()
 
 
-# Cached, so that a second fit finds the same functions and compiles nothing.
-@lru_cache(maxsize=32)
-def _one_cycle(steps: int) -> optax.Schedule:
-    return optax.cosine_onecycle_schedule(steps, 1.0)
-
-
 def _one(count: Any) -> float:
     return 1.0
 
 
+# Cached, so that a second fit finds the same function and compiles nothing.
 @lru_cache(maxsize=32)
 def _always(optimizer: optax.GradientTransformation) -> Callable:
     return lambda _: optimizer

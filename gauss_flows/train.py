@@ -130,7 +130,7 @@ def fit(
 
     Each step draws a batch from ``x`` with replacement. All inexact arrays of ``flow``
     are trained, except those inside ``paramax.NonTrainable``. The program is compiled
-    once, for ``eval_every`` steps; its size does not depend on ``steps``.
+    once, for ``eval_every`` steps; another number of ``steps`` compiles nothing.
 
     When a loss or a gradient is not finite, its step is not taken and training stops.
     The parameters that gave it are discarded too: what remains are the last ones whose

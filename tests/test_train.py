@@ -20,7 +20,7 @@ from flowjax.distributions import Normal, StandardNormal, Transformed
 from jaxtyping import Array
 
 import gauss_flows as gf
-from gauss_flows import _progress, data, train
+from gauss_flows import _loop, _progress, data, train
 
 
 class Point(eqx.Module):
@@ -60,7 +60,9 @@ def flow_of(key, dtype=None):
 def plain_loop(flow, x, steps, *, peak, clip, batch_size, key):
     """The source's way: a Python loop over one jitted step."""
     params, static = eqx.partition(flow, eqx.is_inexact_array)
-    optimizer = optax.adam(optax.cosine_onecycle_schedule(steps, peak))
+    # optax takes the cosine of a 32-bit count in 32 bits, whatever the numbers are
+    cycle = optax.cosine_onecycle_schedule(steps, peak)
+    optimizer = optax.adam(lambda count: cycle(count.astype(float)))
     if clip is not None:
         optimizer = optax.chain(optax.clip_by_global_norm(clip), optimizer)
     opt_state = optimizer.init(params)
@@ -225,7 +227,10 @@ def test_held_out_loss_that_is_never_finite_does_not_stop_training():
     assert result.flow.w == 3
 
 
-def test_compiled_once_whatever_the_number_of_steps():
+@pytest.mark.parametrize(
+    "optimizer", [optax.sgd(1.0), optax.adam], ids=["own", "cycle"]
+)
+def test_compiled_once_whatever_the_number_of_steps(optimizer):
     traces = []
 
     def loss(point, batch, key):
@@ -233,10 +238,20 @@ def test_compiled_once_whatever_the_number_of_steps():
         return down(point, batch, key)
 
     options = {"loss": loss, "eval_every": 10, "x_val": X, **COUNT}
+    options["optimizer"] = optimizer
     train.fit(jr.key(0), point(), X, steps=25, **options)
     first = len(traces)
     train.fit(jr.key(1), point(1.0), X + 1, steps=40, **options)
     assert len(traces) == first
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 10, 99, 1000])
+def test_the_default_schedule_is_that_of_optax(steps, x64):
+    counts = jnp.arange(steps + 3, dtype=jnp.int32)
+    cycle = optax.cosine_onecycle_schedule(steps, 1.0)
+    expected = jax.vmap(cycle)(counts.astype(float))
+    found = _loop.one_cycle(counts, jnp.array(steps, jnp.int32))
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-16)
 
 
 @pytest.mark.parametrize("make", [optax.adam, optax.sgd])

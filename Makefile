@@ -29,6 +29,7 @@ records: setup ## run the chapters in the full lane and write book/records (CHAP
 benchmark: setup ## measure beside flowjax and the PyTorch libraries: an hour, quiet
 	@$(RUN) benchmarks/profile_step.py
 	@$(RUN) benchmarks/peers.py
+	@$(RUN) benchmarks/images.py
 
 check-pages: setup ## open every built page in headless Chromium, light, dark and phone
 	@$(RUN) tools/check_pages.py

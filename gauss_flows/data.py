@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from . import _check
+from .pictures import handwritten
 
 _TURNS = 2.5  # angle of the spiral, in radians per unit of t
 _START, _END = 0.5, 3.5  # range of t
@@ -107,15 +108,15 @@ def digits(key: PRNGKeyArray, n: int) -> Float[Array, "n 64"]:
     A random choice, without replacement, of scikit-learn's 1,797 pictures. Grey levels
     v = 0, ..., 16 become (v + u) / 17 with u uniform on (0, 1), so that a density
     exists. Divide log-densities by 64 log 2 for bits per dimension, and add log2 17
-    for those of the grey levels. The entropy is not known.
+    for those of the grey levels. The entropy is not known. See
+    :func:`gauss_flows.pictures.digits` for the grey levels themselves, with a fixed
+    split.
 
     Raises:
         ValueError: ``n`` is below 1 or above 1,797.
     """
-    from sklearn.datasets import load_digits
-
     _check.at_least_one(n=n)
-    pictures = load_digits(return_X_y=True)[0]
+    pictures = handwritten()[0].reshape(-1, 64)
     if n > len(pictures):
         raise ValueError(f"expected n <= {len(pictures)} pictures, got {n}")
     k_choice, k_noise = jr.split(key)

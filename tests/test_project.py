@@ -43,6 +43,11 @@ def pins() -> list[Requirement]:
     return [Requirement(line) for line in lines if line and line.strip()[0] != "#"]
 
 
+def test_the_extra_of_pictures_is_tested():
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    assert set(extras["pictures"]) <= set(PYPROJECT["dependency-groups"]["test"])
+
+
 def environments() -> list[dict[str, str]]:
     pythons = [("3.11", "3.11.9"), ("3.12", "3.12.4"), ("3.13", "3.13.1")]
     return [

@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND = [
     *("pip", "compile", "--quiet", "--universal", "--python-version", "3.11"),
-    *("--group", "dev", "--extra", "gpu"),
+    *("--group", "dev", "--extra", "gpu", "--extra", "pictures"),
     *("--no-emit-index-url", "--custom-compile-command", "make lock"),
 ]
 

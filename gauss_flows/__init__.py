@@ -11,19 +11,26 @@ from . import (
     checkpoint as checkpoint,
     compilation as compilation,
     conditioner as conditioner,
+    continuous as continuous,
     coupling as coupling,
     data as data,
     diagonal as diagonal,
     image as image,
     linear as linear,
+    log_det as log_det,
     masks as masks,
     memory as memory,
     mixture as mixture,
+    newton as newton,
     padding as padding,
+    picture_files as picture_files,
+    pictures as pictures,
     probe as probe,
     rbig as rbig,
     records as records,
     residual as residual,
+    residual_stack as residual_stack,
+    spectral as spectral,
     spline as spline,
     stack as stack,
     theory as theory,
@@ -33,6 +40,10 @@ from . import (
 from .actnorm import ActNorm as ActNorm, ActNorm1D as ActNorm1D
 from .compilation import cache_compilation as cache_compilation
 from .conditioner import Conditioner as Conditioner
+from .continuous import (
+    ContinuousMap as ContinuousMap,
+    continuous_flow as continuous_flow,
+)
 from .coupling import (
     AbstractCoupling as AbstractCoupling,
     AdditiveCoupling as AdditiveCoupling,
@@ -48,12 +59,19 @@ from .linear import (
     PLULinear as PLULinear,
 )
 from .memory import Stack as Stack
+from .newton import newton_inverse as newton_inverse
 from .residual import (
     BanachResult as BanachResult,
     ResidualMap as ResidualMap,
     banach_inverse as banach_inverse,
     contraction_mlp as contraction_mlp,
 )
+from .residual_stack import (
+    EstimatedLikelihood as EstimatedLikelihood,
+    certify as certify,
+    residual_flow as residual_flow,
+)
+from .spectral import LipschitzMLP as LipschitzMLP
 from .stack import (
     blocks as blocks,
     coupling_flow as coupling_flow,

@@ -23,9 +23,11 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Bool, DTypeLike, Float, Int, PRNGKeyArray
 
-# In units of eps * scale: a residual below _FLOOR is as good as zero, one above _CLEAR
+from . import log_det, spectral
+
+# In units of eps * scale: a residual below FLOOR is as good as zero, one above CLEAR
 # is known to 1 %; the rounding of x + g(x) - y counts _ROUNDING in the error bound.
-_FLOOR, _CLEAR, _ROUNDING = 16, 200, 4
+FLOOR, CLEAR, _ROUNDING = 16, 200, 4
 
 
 class BanachResult(eqx.Module):
@@ -75,8 +77,8 @@ class _BanachIteration(optx.AbstractFixedPointSolver):
         _, target = args
         new, aux = fn(y, args)
         residual = self.norm(new - y)  # x + g(x) - target at x = y, up to its sign
-        scale = _scale(new, target)
-        clear = residual > _CLEAR * jnp.finfo(y.dtype).eps * scale
+        scale = scale_of(new, target)
+        clear = residual > CLEAR * jnp.finfo(y.dtype).eps * scale
         clear &= jnp.isfinite(state.residual)
         ratio = jnp.where(clear, residual / state.residual, jnp.nan)
         return new, _BanachState(residual, scale, jnp.fmax(state.rate, ratio)), aux
@@ -128,44 +130,10 @@ def banach_inverse(
             the declared ``lipschitz`` is too small. States residual, steps and rate;
             under jit or vmap (``EquinoxRuntimeError``) it can only say where they are.
     """
-    if lipschitz is not None:
-        lipschitz = _check_lipschitz(lipschitz)
-    if tolerance is not None and not 0 < tolerance < math.inf:
-        raise ValueError(f"expected a positive, finite tolerance, got {tolerance}")
-    if max_steps is not None and max_steps < 1:
-        raise ValueError(f"expected max_steps of at least 1, got {max_steps}")
-    g, y = paramax.unwrap(g), jnp.asarray(y)
-    _check_event(g, y)
-    eps = float(jnp.finfo(y.dtype).eps)
-    gap = 1.0 if lipschitz is None else 1.0 - lipschitz
-    if tolerance is None:
-        solver = _BanachIteration(rtol=_FLOOR * eps, atol=0.0)
-    else:
-        rounding = 0.0 if lipschitz is None else _ROUNDING * eps
-        solver = _BanachIteration(rtol=-rounding, atol=tolerance * gap)
-    if max_steps is None:
-        max_steps = _sufficient_steps(lipschitz, eps)
-    # "highest", here and below: a GPU may round float32 products to 10 bits
-    with jax.default_matmul_precision("highest"):
-        solution = optx.fixed_point(
-            _banach_step, solver, y, (g, y), max_steps=max_steps, throw=False
-        )
-        x, target = lax.stop_gradient((solution.value, y))
-        residual = jnp.linalg.norm(jnp.ravel(x + lax.stop_gradient(g(x)) - target))
-    ulp = eps * _scale(x, target)
-    error_bound = (residual + _ROUNDING * ulp) / gap
-    rate = lax.stop_gradient(solution.state.rate)
-    converged = solution.result == optx.RESULTS.successful
-    if tolerance is None:
-        # rounding of alternating sign keeps a cycle of size ulp / (1 - L) going
-        converged |= residual <= _FLOOR * ulp / gap
-    if lipschitz is None:
-        error_bound = jnp.full_like(residual, jnp.inf)
-    else:
-        converged &= ~(rate > 1.05 * lipschitz)  # 5 % for the rounding of residuals
-    steps = jnp.asarray(solution.stats["num_steps"], jnp.int32)
-    result = BanachResult(solution.value, steps, residual, error_bound, rate, converged)
-    return _raise_unless_converged(result, lipschitz) if throw else result
+    g, y, rtol, atol = prepare(g, y, lipschitz, tolerance, max_steps)
+    solver = _BanachIteration(rtol, atol)
+    result = solve(solver, g, y, lipschitz, tolerance, max_steps)
+    return checked(result, lipschitz, "Banach's") if throw else result
 
 
 def banach_iterates(
@@ -211,10 +179,15 @@ class ResidualMap(AbstractBijection):
         g: Map from events to events of the same shape and dtype.
         shape: Event shape.
         lipschitz: A bound in [0, 1) on the Lipschitz constant of ``g``. It is declared,
-            not enforced: training ``g`` may break it.
+            not enforced: training ``g`` may break it. Of an
+            :class:`~gauss_flows.spectral.AbstractContraction`, which does enforce a
+            bound, the norms are compared with it here.
+        inverse: What solves ``x + g(x) = y``, with the signature of
+            :func:`banach_inverse`; the other one is :func:`gauss_flows.newton_inverse`.
 
     Raises:
-        ValueError: If ``lipschitz`` is not in [0, 1), or ``g`` changes the shape.
+        ValueError: If ``lipschitz`` is not in [0, 1), ``g`` changes the shape, or it is
+            an ``AbstractContraction`` that is not within ``lipschitz``.
 
     Source:
         Behrmann et al. (2019), "Invertible Residual Networks", Theorem 1.
@@ -223,6 +196,7 @@ class ResidualMap(AbstractBijection):
     g: Callable[[Array], Array]
     shape: tuple[int, ...]
     lipschitz: float = eqx.field(static=True)
+    inverse_method: Callable[..., BanachResult] = eqx.field(static=True)
     cond_shape: ClassVar[None] = None
 
     def __init__(
@@ -231,22 +205,25 @@ class ResidualMap(AbstractBijection):
         *,
         shape: tuple[int, ...],
         lipschitz: float,
+        inverse: Callable[..., BanachResult] = banach_inverse,
     ):
         self.g, self.shape = g, tuple(shape)
-        self.lipschitz = _check_lipschitz(lipschitz)
+        self.lipschitz, self.inverse_method = _check_lipschitz(lipschitz), inverse
+        if isinstance(g, spectral.AbstractContraction):
+            spectral.check_bound(g, lipschitz)
         _check_event(paramax.unwrap(g), jnp.zeros(self.shape), dtype=False)
 
     def transform_and_log_det(self, x, condition=None):
         """``x + g(x)`` and ``log |det (I + J_g(x))|``."""
         x = jnp.asarray(x)
         with jax.default_matmul_precision("highest"):
-            return x + self.g(x), _log_det(self.g, x)
+            return x + self.g(x), log_det.exact(self.g, x)
 
     def inverse_and_log_det(self, y, condition=None):
         """The solution of ``x + g(x) = y``, and minus the log-determinant there."""
-        x = banach_inverse(self.g, jnp.asarray(y), lipschitz=self.lipschitz).x
+        x = self.inverse_method(self.g, jnp.asarray(y), lipschitz=self.lipschitz).x
         with jax.default_matmul_precision("highest"):
-            return x, -_log_det(self.g, x)
+            return x, -log_det.exact(self.g, x)
 
 
 def contraction_mlp(
@@ -286,11 +263,7 @@ def contraction_mlp(
             "expected dim and width of at least 1 and depth of at least 0, "
             f"got dim={dim}, width={width}, depth={depth}"
         )
-    slope = jnp.max(jnp.abs(jax.vmap(jax.grad(activation))(jnp.linspace(-10, 10, 401))))
-    if not slope <= 1.001:
-        raise ValueError(
-            f"expected a 1-Lipschitz activation, got one of slope {float(slope):.3f}"
-        )
+    spectral.check_activation(activation)
     mlp = eqx.nn.MLP(dim, dim, width, depth, activation, dtype=dtype, key=key)
     norm = lipschitz ** (1 / (depth + 1))
     return eqx.tree_at(
@@ -300,17 +273,73 @@ def contraction_mlp(
     )
 
 
+def prepare(
+    g: Callable[[Array], Array],
+    y: Array,
+    lipschitz: float | None,
+    tolerance: float | None,
+    max_steps: int | None,
+) -> tuple[Callable[[Array], Array], Array, float, float]:
+    """Check what an inverse is asked for; its map, event, rtol and atol."""
+    if lipschitz is not None:
+        lipschitz = _check_lipschitz(lipschitz)
+    if tolerance is not None and not 0 < tolerance < math.inf:
+        raise ValueError(f"expected a positive, finite tolerance, got {tolerance}")
+    if max_steps is not None and max_steps < 1:
+        raise ValueError(f"expected max_steps of at least 1, got {max_steps}")
+    g, y = paramax.unwrap(g), jnp.asarray(y)
+    _check_event(g, y)
+    eps = float(jnp.finfo(y.dtype).eps)
+    if tolerance is None:
+        return g, y, FLOOR * eps, 0.0
+    rounding = 0.0 if lipschitz is None else _ROUNDING * eps
+    return g, y, -rounding, tolerance * _gap(lipschitz)
+
+
+def solve(
+    solver: optx.AbstractFixedPointSolver,
+    g: Callable[[Array], Array],
+    y: Array,
+    lipschitz: float | None,
+    tolerance: float | None,
+    max_steps: int | None,
+) -> BanachResult:
+    """Run a solver whose state has a residual and a rate, and judge its answer."""
+    eps, gap = float(jnp.finfo(y.dtype).eps), _gap(lipschitz)
+    if max_steps is None:
+        max_steps = _sufficient_steps(lipschitz, eps)
+    # "highest", here and below: a GPU may round float32 products to 10 bits
+    with jax.default_matmul_precision("highest"):
+        solution = optx.fixed_point(
+            _banach_step, solver, y, (g, y), max_steps=max_steps, throw=False
+        )
+        x, target = lax.stop_gradient((solution.value, y))
+        residual = jnp.linalg.norm(jnp.ravel(x + lax.stop_gradient(g(x)) - target))
+    ulp = eps * scale_of(x, target)
+    error_bound = (residual + _ROUNDING * ulp) / gap
+    rate = lax.stop_gradient(solution.state.rate)
+    converged = solution.result == optx.RESULTS.successful
+    if tolerance is None:
+        # rounding of alternating sign keeps a cycle of size ulp / (1 - L) going
+        converged |= residual <= FLOOR * ulp / gap
+    if lipschitz is None:
+        error_bound = jnp.full_like(residual, jnp.inf)
+    else:
+        converged &= ~(rate > 1.05 * lipschitz)  # 5 % for the rounding of residuals
+    steps = jnp.asarray(solution.stats["num_steps"], jnp.int32)
+    return BanachResult(solution.value, steps, residual, error_bound, rate, converged)
+
+
+def _gap(lipschitz: float | None) -> float:
+    return 1.0 if lipschitz is None else 1.0 - lipschitz
+
+
 def _banach_step(x, args):
     g, y = args
     return y - g(x)
 
 
-def _log_det(g, x):
-    jacobian = jax.jacfwd(g)(x).reshape(x.size, x.size)
-    return jnp.linalg.slogdet(jnp.eye(x.size, dtype=x.dtype) + jacobian)[1]
-
-
-def _scale(x, y):
+def scale_of(x, y):
     """Size of the numbers at hand: rounding errors are relative to it."""
     x, y = (jnp.linalg.norm(jnp.ravel(a)) for a in (x, y))
     return jnp.maximum(1, jnp.maximum(x, y))
@@ -342,14 +371,15 @@ def _check_event(g, x, *, dtype: bool = True) -> None:
         )
 
 
-def _raise_unless_converged(result: BanachResult, lipschitz: float | None):
+def checked(result: BanachResult, lipschitz: float | None, name: str) -> BanachResult:
+    """The result, if it converged; else an error with all that is known."""
     declared = "none" if lipschitz is None else f"{lipschitz:g}"
-    expected = f"expected Banach's iteration to converge (declared bound: {declared}), "
+    expected = f"expected {name} iteration to converge (declared bound: {declared}), "
     if isinstance(result.converged, Tracer):
         return eqx.error_if(
             result,
             ~result.converged,
-            f"{expected}got otherwise; banach_inverse(..., throw=False) returns the "
+            f"{expected}got otherwise; the inverse with throw=False returns the "
             "residual, the steps and the rate",
         )
     if not result.converged:

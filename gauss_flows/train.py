@@ -230,6 +230,9 @@ def fit_many(
 
     On a CPU the seeds are dealt out to its cores in equal shares, at most two to a
     core: a number of seeds with divisors goes faster than a prime one.
+    A loss that calls LAPACK (``slogdet``, ``solve``, ``svd``) has been seen to stop for
+    good in shares side by side, all threads waiting; train such flows one by one with
+    ``fit``.
 
     Seed i does what ``fit(train, build(init), x)`` does, to rounding, where
     ``init, train = jr.split(keys[i])``. A seed that fails stops where it is; the others

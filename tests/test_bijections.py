@@ -81,6 +81,24 @@ def level(key, dtype):
     return gf.image.Level(steps, gf.PLULinear(keys[1], (1, 1, 4), dtype=dtype))
 
 
+def residual(**options):
+    def build(key, dtype):
+        flow = gf.residual_flow(key, lipschitz=0.8, nn_width=8, dtype=dtype, **options)
+        return gf.normalizing_map(flow)
+
+    return build
+
+
+def continuous(key, dtype):
+    """Differentiated through its steps: the tests below go both ways."""
+    tolerance = 1e-6 if dtype == jnp.float32 else 1e-12
+    flow = gf.continuous_flow(
+        key, dim=3, nn_width=8, dtype=dtype, rtol=tolerance, atol=tolerance,
+        max_steps=256, solver="dopri8", adjoint="direct",
+    )  # fmt: skip
+    return gf.normalizing_map(flow)
+
+
 BIJECTIONS = {
     "additive": coupling(gf.AdditiveCoupling),
     "additive, checkerboard": coupling(
@@ -160,6 +178,11 @@ BIJECTIONS = {
     "stack, diagonal": lambda key, dtype: gf.normalizing_map(
         gf.diagonal_flow(key, dim=2, depth=3, dtype=dtype)
     ),
+    "stack, residual": residual(shape=(2,), depth=3),
+    "stack, residual with actnorm, by Newton": residual(
+        shape=(3,), depth=2, actnorm=True, inverse=gf.newton_inverse
+    ),
+    "continuous": continuous,
 }
 COUPLINGS = [
     n

@@ -25,8 +25,8 @@ def build(key):
 
 def plan(**changes):
     made = _loop.Plan(
-        loss=lambda flow, x, key: x.sum(), optimizer=optax.sgd, schedule=lambda count: 1.0,
-        batch_size=2, interval=1, many=True,
+        loss=lambda flow, x, key: x.sum(), optimizer=optax.sgd,
+        schedule=lambda count: 1.0, batch_size=2, interval=1, many=True,
     )  # fmt: skip
     return made._replace(**changes)
 

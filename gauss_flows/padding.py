@@ -6,9 +6,9 @@ are zeros or independent normal numbers. Half of the data coordinates (rounded d
 and then padding fill the first half of :func:`gauss_flows.masks.half`, the rest of
 both the second one: from two of each on, either half holds data and padding.
 
-Padding belongs to the rows: trained by the default loss, each row keeps the padding that
-it was given. Fresh data for each row, or several ``copies`` of few rows, keep a flow from
-learning it by heart; so does a loss of one's own that draws padding by its key.
+Padding belongs to the rows: trained by the default loss, each row keeps the padding
+that it was given. Fresh data for each row, or several ``copies`` of few rows, keep a
+flow from learning it by heart; so does a loss of one's own that draws by its key.
 
 Source: Dupont, Doucet & Teh (2019) pad with zeros; Huang, Dinh & Courville (2020) with
 noise, and they give the bound that :func:`log_likelihood` estimates.

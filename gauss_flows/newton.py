@@ -17,7 +17,17 @@ import lineax as lx
 import optimistix as optx
 from jaxtyping import Array, Float
 
-from .residual import CLEAR, FLOOR, BanachResult, checked, prepare, scale_of, solve
+from .residual import (
+    CLEAR,
+    FLOOR,
+    AbstractIteration,
+    BanachResult,
+    IterationState,
+    checked,
+    prepare,
+    scale_of,
+    solve,
+)
 
 LENGTHS = (1.0, 0.5, 0.25, 0.125)
 """Parts of a Newton step that are tried."""
@@ -79,24 +89,13 @@ def evaluations_per_step(dim: int) -> int:
     return 1 + dim + len(LENGTHS) + 1
 
 
-class _NewtonState(eqx.Module):
-    residual: Float[Array, ""]
-    scale: Float[Array, ""]
-    rate: Float[Array, ""]
-
-
-class _SafeNewton(optx.AbstractFixedPointSolver):
+class _SafeNewton(AbstractIteration):
     """Least residual of damped Newton steps and the step of the fixed-point map."""
 
     rtol: float
     atol: float
     krylov: bool = eqx.field(static=True)
     norm: Callable[[Any], Float[Array, ""]] = optx.two_norm
-
-    def init(self, fn, y, args, options, f_struct, aux_struct, tags):
-        del fn, args, options, f_struct, aux_struct, tags
-        inf = jnp.array(jnp.inf, y.dtype)
-        return _NewtonState(inf, jnp.ones_like(inf), jnp.full_like(inf, jnp.nan))
 
     def step(self, fn, y, args, options, state, tags):
         del options, tags
@@ -117,7 +116,7 @@ class _SafeNewton(optx.AbstractFixedPointSolver):
         clear = apart > CLEAR * jnp.finfo(y.dtype).eps * scale
         ratio = jnp.where(clear, self.norm(images[best] - landed) / apart, jnp.nan)
         rate = jnp.fmax(state.rate, ratio)
-        return new, _NewtonState(residual, scale, rate), fn(new, args)[1]
+        return new, IterationState(residual, scale, rate), fn(new, args)[1]
 
     def _solve(self, matvec: Callable[[Array], Array], r: Array) -> Array:
         if not self.krylov:
@@ -128,12 +127,3 @@ class _SafeNewton(optx.AbstractFixedPointSolver):
         solver = lx.GMRES(rtol=max(1e-6, FLOOR * eps), atol=FLOOR * eps)
         operator = lx.FunctionLinearOperator(matvec, jax.eval_shape(lambda: r))
         return lx.linear_solve(operator, r, solver, throw=False).value
-
-    def terminate(self, fn, y, args, options, state, tags):
-        del fn, y, args, options, tags
-        limit = self.atol + self.rtol * state.scale
-        return state.residual <= limit, optx.RESULTS.successful
-
-    def postprocess(self, fn, y, aux, args, options, state, tags, result):
-        del fn, args, options, state, tags, result
-        return y, aux, {}

@@ -54,23 +54,41 @@ class BanachResult(eqx.Module):
     converged: Bool[Array, ""]
 
 
-class _BanachState(eqx.Module):
+class IterationState(eqx.Module):
+    """What a solver knows of its last iterate; ``rate`` is NaN until one is known."""
+
     residual: Float[Array, ""]
     scale: Float[Array, ""]
     rate: Float[Array, ""]
 
 
-class _BanachIteration(optx.AbstractFixedPointSolver):
-    """Fixed-point iteration that stops at ``residual <= atol + rtol * scale``."""
+class AbstractIteration(optx.AbstractFixedPointSolver):
+    """An iteration, but for its step, that stops at ``atol + rtol * scale``."""
+
+    def init(self, fn, y, args, options, f_struct, aux_struct, tags):
+        """Nothing is known of the start."""
+        del fn, args, options, f_struct, aux_struct, tags
+        inf = jnp.array(jnp.inf, y.dtype)
+        return IterationState(inf, jnp.ones_like(inf), jnp.full_like(inf, jnp.nan))
+
+    def terminate(self, fn, y, args, options, state, tags):
+        """Whether to stop."""
+        del fn, y, args, options, tags
+        limit = self.atol + self.rtol * state.scale
+        return state.residual <= limit, optx.RESULTS.successful
+
+    def postprocess(self, fn, y, aux, args, options, state, tags, result):
+        """The last iterate is the answer."""
+        del fn, args, options, state, tags, result
+        return y, aux, {}
+
+
+class _BanachIteration(AbstractIteration):
+    """The fixed-point map, again and again."""
 
     rtol: float
     atol: float
     norm: Callable[[Any], Float[Array, ""]] = optx.two_norm
-
-    def init(self, fn, y, args, options, f_struct, aux_struct, tags):
-        del fn, args, options, f_struct, aux_struct, tags
-        inf = jnp.array(jnp.inf, y.dtype)
-        return _BanachState(inf, jnp.ones_like(inf), jnp.full_like(inf, jnp.nan))
 
     def step(self, fn, y, args, options, state, tags):
         del options, tags
@@ -81,16 +99,8 @@ class _BanachIteration(optx.AbstractFixedPointSolver):
         clear = residual > CLEAR * jnp.finfo(y.dtype).eps * scale
         clear &= jnp.isfinite(state.residual)
         ratio = jnp.where(clear, residual / state.residual, jnp.nan)
-        return new, _BanachState(residual, scale, jnp.fmax(state.rate, ratio)), aux
-
-    def terminate(self, fn, y, args, options, state, tags):
-        del fn, y, args, options, tags
-        limit = self.atol + self.rtol * state.scale
-        return state.residual <= limit, optx.RESULTS.successful
-
-    def postprocess(self, fn, y, aux, args, options, state, tags, result):
-        del fn, args, options, state, tags, result
-        return y, aux, {}
+        rate = jnp.fmax(state.rate, ratio)
+        return new, IterationState(residual, scale, rate), aux
 
 
 def banach_inverse(

@@ -214,11 +214,11 @@ def main() -> int:
     if unknown := set(names) - {source.stem for source in sources}:
         sys.exit(f"no such chapter: {', '.join(sorted(unknown))}")
     setting = nbs.environment()
-    todo = [source for source in sources if source.stem in names]
+    asked = todo = [source for source in sources if source.stem in names]
     if not options.records:
         forget_removed(sources)
-        todo = [source for source in todo if not refresh(source, setting)]
-    fresh = f"{len(sources) - len(todo)} of {len(sources)} up to date"
+        todo = [source for source in asked if not refresh(source, setting)]
+    fresh = f"{len(asked) - len(todo)} of {len(asked)} up to date"
     what = "for book/records" if options.records else fresh
     say(f"notebooks: {setting['lane']} lane on {setting['device']}; {what}")
 

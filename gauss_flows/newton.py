@@ -8,6 +8,7 @@ on the number of steps holds here too, and near the solution a handful will do.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -17,16 +18,14 @@ import lineax as lx
 import optimistix as optx
 from jaxtyping import Array, Float
 
-from .residual import (
+from ._fixed_point import (
     CLEAR,
     FLOOR,
     AbstractIteration,
     BanachResult,
     IterationState,
-    checked,
-    prepare,
+    invert,
     scale_of,
-    solve,
 )
 
 LENGTHS = (1.0, 0.5, 0.25, 0.125)
@@ -77,11 +76,17 @@ def newton_inverse(
         Kelley (1995), "Iterative Methods for Linear and Nonlinear Equations", chapters
         5 and 6.
     """
-    g, y, rtol, atol = prepare(g, y, lipschitz, tolerance, max_steps)
-    krylov = y.size > DENSE if krylov is None else krylov
-    solver = _SafeNewton(rtol, atol, krylov=krylov)
-    result = solve(solver, g, y, lipschitz, tolerance, max_steps)
-    return checked(result, lipschitz, "Newton's") if throw else result
+    krylov = jnp.size(y) > DENSE if krylov is None else krylov
+    return invert(
+        partial(_SafeNewton, krylov=krylov),
+        "Newton's",
+        g,
+        y,
+        lipschitz=lipschitz,
+        tolerance=tolerance,
+        max_steps=max_steps,
+        throw=throw,
+    )
 
 
 def evaluations_per_step(dim: int) -> int:

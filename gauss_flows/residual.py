@@ -9,7 +9,6 @@ Euclidean norms of the whole event. Source: Behrmann et al. (2019), "Invertible
 Residual Networks", Theorem 1 and Algorithm 1.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -20,67 +19,19 @@ import optimistix as optx
 import paramax
 from flowjax.bijections import AbstractBijection
 from jax import lax
-from jax.core import Tracer
-from jaxtyping import Array, Bool, DTypeLike, Float, Int, PRNGKeyArray
+from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
 from . import log_det, spectral
-
-# In units of eps * scale: a residual below FLOOR is as good as zero, one above CLEAR
-# is known to 1 %; the rounding of x + g(x) - y counts _ROUNDING in the error bound.
-FLOOR, CLEAR, _ROUNDING = 16, 200, 4
-
-
-class BanachResult(eqx.Module):
-    """What :func:`banach_inverse` found, and how far it can be trusted.
-
-    Attributes:
-        x: The inverse, of the shape of ``y``. The only differentiable field.
-        steps: Number of iterations taken.
-        residual: ``||x + g(x) - y||`` at the returned ``x``.
-        error_bound: A-posteriori bound on the distance from ``x`` to the exact inverse:
-            the residual and its rounding, over ``1 - lipschitz``. Infinite where no
-            Lipschitz bound was given: nothing is known then.
-        rate: Largest ratio of successive residuals seen, a lower bound on the
-            Lipschitz constant of ``g``; nan if fewer than two stood clear of rounding.
-        converged: Whether the stopping rule was met, and the declared Lipschitz bound
-            not contradicted by ``rate``.
-    """
-
-    x: Float[Array, "..."]
-    steps: Int[Array, ""]
-    residual: Float[Array, ""]
-    error_bound: Float[Array, ""]
-    rate: Float[Array, ""]
-    converged: Bool[Array, ""]
-
-
-class IterationState(eqx.Module):
-    """What a solver knows of its last iterate; ``rate`` is NaN until one is known."""
-
-    residual: Float[Array, ""]
-    scale: Float[Array, ""]
-    rate: Float[Array, ""]
-
-
-class AbstractIteration(optx.AbstractFixedPointSolver):
-    """An iteration, but for its step, that stops at ``atol + rtol * scale``."""
-
-    def init(self, fn, y, args, options, f_struct, aux_struct, tags):
-        """Nothing is known of the start."""
-        del fn, args, options, f_struct, aux_struct, tags
-        inf = jnp.array(jnp.inf, y.dtype)
-        return IterationState(inf, jnp.ones_like(inf), jnp.full_like(inf, jnp.nan))
-
-    def terminate(self, fn, y, args, options, state, tags):
-        """Whether to stop."""
-        del fn, y, args, options, tags
-        limit = self.atol + self.rtol * state.scale
-        return state.residual <= limit, optx.RESULTS.successful
-
-    def postprocess(self, fn, y, aux, args, options, state, tags, result):
-        """The last iterate is the answer."""
-        del fn, args, options, state, tags, result
-        return y, aux, {}
+from ._fixed_point import (
+    CLEAR,
+    AbstractIteration,
+    BanachResult as BanachResult,
+    IterationState,
+    check_event,
+    check_lipschitz,
+    invert,
+    scale_of,
+)
 
 
 class _BanachIteration(AbstractIteration):
@@ -140,10 +91,16 @@ def banach_inverse(
             the declared ``lipschitz`` is too small. States residual, steps and rate;
             under jit or vmap (``EquinoxRuntimeError``) it can only say where they are.
     """
-    g, y, rtol, atol = prepare(g, y, lipschitz, tolerance, max_steps)
-    solver = _BanachIteration(rtol, atol)
-    result = solve(solver, g, y, lipschitz, tolerance, max_steps)
-    return checked(result, lipschitz, "Banach's") if throw else result
+    return invert(
+        _BanachIteration,
+        "Banach's",
+        g,
+        y,
+        lipschitz=lipschitz,
+        tolerance=tolerance,
+        max_steps=max_steps,
+        throw=throw,
+    )
 
 
 def banach_iterates(
@@ -164,7 +121,7 @@ def banach_iterates(
     if n < 0:
         raise ValueError(f"expected a number of steps of at least 0, got {n}")
     g, y = paramax.unwrap(g), jnp.asarray(y)
-    _check_event(g, y)
+    check_event(g, y)
 
     def step(x, _):
         x = y - g(x)
@@ -218,10 +175,10 @@ class ResidualMap(AbstractBijection):
         inverse: Callable[..., BanachResult] = banach_inverse,
     ):
         self.g, self.shape = g, tuple(shape)
-        self.lipschitz, self.inverse_method = _check_lipschitz(lipschitz), inverse
+        self.lipschitz, self.inverse_method = check_lipschitz(lipschitz), inverse
         if isinstance(g, spectral.AbstractContraction):
             spectral.check_bound(g, lipschitz)
-        _check_event(paramax.unwrap(g), jnp.zeros(self.shape), dtype=False)
+        check_event(paramax.unwrap(g), jnp.zeros(self.shape), dtype=False)
 
     def transform_and_log_det(self, x, condition=None):
         """``x + g(x)`` and ``log |det (I + J_g(x))|``."""
@@ -267,7 +224,7 @@ def contraction_mlp(
         ValueError: If ``lipschitz`` is not in [0, 1), a size is below 1, ``depth`` is
             negative, or the activation is steeper than 1 on a grid over [-10, 10].
     """
-    lipschitz = _check_lipschitz(lipschitz)
+    lipschitz = check_lipschitz(lipschitz)
     if min(dim, width) < 1 or depth < 0:
         raise ValueError(
             "expected dim and width of at least 1 and depth of at least 0, "
@@ -281,121 +238,3 @@ def contraction_mlp(
         mlp,
         [w.weight * (norm / jnp.linalg.norm(w.weight, 2)) for w in mlp.layers],
     )
-
-
-def prepare(
-    g: Callable[[Array], Array],
-    y: Array,
-    lipschitz: float | None,
-    tolerance: float | None,
-    max_steps: int | None,
-) -> tuple[Callable[[Array], Array], Array, float, float]:
-    """Check what an inverse is asked for; its map, event, rtol and atol."""
-    if lipschitz is not None:
-        lipschitz = _check_lipschitz(lipschitz)
-    if tolerance is not None and not 0 < tolerance < math.inf:
-        raise ValueError(f"expected a positive, finite tolerance, got {tolerance}")
-    if max_steps is not None and max_steps < 1:
-        raise ValueError(f"expected max_steps of at least 1, got {max_steps}")
-    g, y = paramax.unwrap(g), jnp.asarray(y)
-    _check_event(g, y)
-    eps = float(jnp.finfo(y.dtype).eps)
-    if tolerance is None:
-        return g, y, FLOOR * eps, 0.0
-    rounding = 0.0 if lipschitz is None else _ROUNDING * eps
-    return g, y, -rounding, tolerance * _gap(lipschitz)
-
-
-def solve(
-    solver: optx.AbstractFixedPointSolver,
-    g: Callable[[Array], Array],
-    y: Array,
-    lipschitz: float | None,
-    tolerance: float | None,
-    max_steps: int | None,
-) -> BanachResult:
-    """Run a solver whose state has a residual and a rate, and judge its answer."""
-    eps, gap = float(jnp.finfo(y.dtype).eps), _gap(lipschitz)
-    if max_steps is None:
-        max_steps = _sufficient_steps(lipschitz, eps)
-    # "highest", here and below: a GPU may round float32 products to 10 bits
-    with jax.default_matmul_precision("highest"):
-        solution = optx.fixed_point(
-            _banach_step, solver, y, (g, y), max_steps=max_steps, throw=False
-        )
-        x, target = lax.stop_gradient((solution.value, y))
-        residual = jnp.linalg.norm(jnp.ravel(x + lax.stop_gradient(g(x)) - target))
-    ulp = eps * scale_of(x, target)
-    error_bound = (residual + _ROUNDING * ulp) / gap
-    rate = lax.stop_gradient(solution.state.rate)
-    converged = solution.result == optx.RESULTS.successful
-    if tolerance is None:
-        # rounding of alternating sign keeps a cycle of size ulp / (1 - L) going
-        converged |= residual <= FLOOR * ulp / gap
-    if lipschitz is None:
-        error_bound = jnp.full_like(residual, jnp.inf)
-    else:
-        converged &= ~(rate > 1.05 * lipschitz)  # 5 % for the rounding of residuals
-    steps = jnp.asarray(solution.stats["num_steps"], jnp.int32)
-    return BanachResult(solution.value, steps, residual, error_bound, rate, converged)
-
-
-def _gap(lipschitz: float | None) -> float:
-    return 1.0 if lipschitz is None else 1.0 - lipschitz
-
-
-def _banach_step(x, args):
-    g, y = args
-    return y - g(x)
-
-
-def scale_of(x, y):
-    """Size of the numbers at hand: rounding errors are relative to it."""
-    x, y = (jnp.linalg.norm(jnp.ravel(a)) for a in (x, y))
-    return jnp.maximum(1, jnp.maximum(x, y))
-
-
-def _sufficient_steps(lipschitz: float | None, eps: float) -> int:
-    """Steps after which ``lipschitz ** k`` is below the rounding unit."""
-    if lipschitz is None:
-        return 1000
-    return min(10 + math.ceil(math.log(eps) / math.log(max(lipschitz, eps))), 100_000)
-
-
-def _check_lipschitz(lipschitz: float) -> float:
-    if not 0 <= lipschitz < 1:
-        raise ValueError(
-            f"expected a contraction, a Lipschitz bound in [0, 1), got {lipschitz}"
-        )
-    return float(lipschitz)
-
-
-def _check_event(g, x, *, dtype: bool = True) -> None:
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"expected an event of floating dtype, got {x.dtype}")
-    out = jax.eval_shape(lambda x: x + g(x), x)
-    if out.shape != x.shape or (dtype and out.dtype != x.dtype):
-        raise ValueError(
-            f"expected g to keep shape {x.shape} and {x.dtype}, "
-            f"got {out.shape} and {out.dtype}"
-        )
-
-
-def checked(result: BanachResult, lipschitz: float | None, name: str) -> BanachResult:
-    """The result, if it converged; else an error with all that is known."""
-    declared = "none" if lipschitz is None else f"{lipschitz:g}"
-    expected = f"expected {name} iteration to converge (declared bound: {declared}), "
-    if isinstance(result.converged, Tracer):
-        return eqx.error_if(
-            result,
-            ~result.converged,
-            f"{expected}got otherwise; the inverse with throw=False returns the "
-            "residual, the steps and the rate",
-        )
-    if not result.converged:
-        raise RuntimeError(
-            f"{expected}got a residual of {float(result.residual):.3g} after "
-            f"{int(result.steps)} steps; the estimated Lipschitz constant, the largest "
-            f"ratio of successive residuals, is {float(result.rate):.3g}"
-        )
-    return result

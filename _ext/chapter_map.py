@@ -114,11 +114,12 @@ def box(chapter: Chapter, needed: set[str], uri: str) -> str:
         f'<text x="{middle}" y="{y + 31 + 13 * i}">{line}</text>'
         for i, line in enumerate(lines)
     )
-    needed_text = f"Needs {', '.join(sorted(needed))}." if needed else "A start."
-    about = html.escape(f"{chapter.number}. {chapter.title} {needed_text}")
+    asked = f"Needs {', '.join(sorted(needed))}." if needed else "A place to start."
+    about = html.escape(f"{chapter.number}. {chapter.title} {asked}")
+    kind = f"part-{part(chapter.number)}{'' if needed else ' start'}"
     return (
-        f'<a href="{uri}" class="part-{part(chapter.number)}{"" if needed else " start"}" '
-        f'id="map-{chapter.number}" aria-label="{about}"><title>{about}</title>'
+        f'<a href="{uri}" class="{kind}" id="map-{chapter.number}" '
+        f'aria-label="{about}"><title>{about}</title>'
         f'<rect x="{x}" y="{y}" width="{BOX[0]}" height="{BOX[1]}" rx="7"/>'
         f'<text class="number" x="{middle}" y="{y + 17}">{chapter.number}</text>'
         f"{words}</a>"
@@ -164,7 +165,7 @@ def draw(chapters: list[Chapter], uri) -> str:
     )
 
 
-class chapter_map(nodes.Invisible, nodes.Element):  # noqa: N801
+class chapter_map(nodes.Invisible, nodes.Element):
     """The map; invisible to all but the HTML writer."""
 
 

@@ -1,4 +1,4 @@
-"""Use the built pages as a reader does: wait, copy, search, slide, hover.
+"""Use the built pages as a reader does: wait, copy, slide, unfold, search, hover.
 
 `check_pages.py` runs this. The first paint is timed with the processor slowed down
 four times, as on a cheap phone.
@@ -66,6 +66,18 @@ def slide(page) -> list[str]:
     return faults
 
 
+def unfold(page) -> list[str]:
+    """Proofs and solutions must be folded, and open when clicked."""
+    boxes = page.locator(".admonition.dropdown")
+    if boxes.count() > page.locator(".admonition.dropdown.toggle-hidden").count():
+        return ["a proof or solution is not folded"]
+    for box in boxes.all():
+        box.locator(".admonition-title").first.click()
+        if "toggle-hidden" in (box.get_attribute("class") or ""):
+            return [f"does not open: {box.get_attribute('id')}"]
+    return []
+
+
 def search(page, base: str) -> list[str]:
     """Each search must find its page."""
     faults = []
@@ -115,7 +127,8 @@ def run(base: str, names: list[str]) -> tuple[list[str], dict[str, float]]:
         for name in names:
             page.goto(base + name, wait_until="load")
             settle(page)
-            faults += [f"{name}: {fault}" for fault in copy(page, name) + slide(page)]
+            found = copy(page, name) + slide(page) + unfold(page)
+            faults += [f"{name}: {fault}" for fault in found]
         faults += search(page, base) + preview(page, base)
         browser.close()
     return faults, paints

@@ -6,10 +6,10 @@ CHAPTER ?= # records of one chapter only, e.g. 07_depth_sweep
 
 RUN = .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help book test notebooks serve records benchmark check-pages lint format lock setup clean
+.PHONY: help book test notebooks serve records benchmark check-pages check-pages-thorough build-twice lint format lock setup clean
 
 help: ## show this list
-	@grep -hE '^[a-z-]+:.*##' Makefile | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' Makefile | awk -F ':.*## ' '{printf "make %-20s %s\n", $$1, $$2}'
 
 book: notebooks ## execute what changed and build the site in _build/html
 	@$(RUN) tools/build_site.py
@@ -31,8 +31,14 @@ benchmark: setup ## measure beside flowjax and the PyTorch libraries: an hour, q
 	@$(RUN) benchmarks/peers.py
 	@$(RUN) benchmarks/images.py
 
-check-pages: setup ## open every built page in headless Chromium, light, dark and phone
+check-pages: setup ## open every built page in headless Chromium and use it
 	@$(RUN) tools/check_pages.py
+
+check-pages-thorough: setup ## the same, and axe-core sees every piece of code too: slow
+	@$(RUN) tools/check_pages.py --thorough
+
+build-twice: notebooks ## build the site twice and name what differs
+	@$(RUN) tools/build_twice.py
 
 lint: setup ## ruff and pyright
 	@$(RUN) -m ruff check

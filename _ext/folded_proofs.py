@@ -2,10 +2,13 @@
 
 sphinx-proof gives ``{prf:proof}`` no title, and the script that folds ``:class:
 dropdown`` boxes fails on a box without one, so that nothing after it folds either.
+And all proofs of a page have one name, so that each click folds the first of them.
 """
 
 from docutils import nodes
 from sphinx_proof.nodes import proof_node
+
+SAME = ("proof", "proof-content", "exercise-content", "solution-content")
 
 
 def add_titles(app, doctree: nodes.document) -> None:
@@ -19,6 +22,15 @@ def add_titles(app, doctree: nodes.document) -> None:
             box.insert(0, nodes.title("", "Proof"))
 
 
+def tell_apart(app, doctree: nodes.document) -> None:
+    """Number the names that boxes of one kind share."""
+    for name in SAME:
+        boxes = [n for n in doctree.findall(nodes.Element) if name in n.get("ids", ())]
+        for i, box in enumerate(boxes, start=1):
+            box["ids"] = [f"{name}-{i}" if own == name else own for own in box["ids"]]
+
+
 def setup(app) -> dict:
     app.connect("doctree-read", add_titles)
+    app.connect("doctree-read", tell_apart)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

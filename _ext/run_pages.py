@@ -1,6 +1,7 @@
 """What the book says about its own runs.
 
-- every executed page ends with the lane, device, versions and date of its run;
+- every executed page ends with the lane, device, versions and date of its run, and a
+  chapter says the most of it below its title too;
 - ``{claims-ledger}`` is the table of all verdicts that the chapters' runs left;
 - ``{execution-table}`` lists how each page was run;
 - ``{run}`time` `` (or lane, device, date, python, jax) puts one of these into the text.
@@ -141,9 +142,30 @@ class RunRole(SphinxRole):
         return [nodes.Text(str(about.get(self.text, "?")))], []
 
 
+def summary(about: dict[str, str]) -> str:
+    """What a reader may want to know first of a run."""
+    seconds = duration(float(about["seconds"]))
+    lane = f"{about['lane']} lane"
+    return f"{seconds} to run · {lane} · {about['device']} · {about['date']}"
+
+
 def versions(about: dict[str, str]) -> str:
     names = ("jax", "flowjax", "equinox", "optax")
     return ", ".join(f"{n} {about[n]}" for n in names if n in about)
+
+
+class run_line(nodes.Invisible, nodes.Element):
+    """What a chapter's run took; invisible to all but the HTML writer."""
+
+
+def visit_run_line(self, node: run_line) -> None:
+    text = self.encode(node["text"])
+    self.body.append(f'<p class="run-line"><a href="#how-it-was-run">{text}</a></p>\n')
+    raise nodes.SkipNode
+
+
+def skip(self, node: run_line) -> None:
+    raise nodes.SkipNode
 
 
 def add_run_note(app, doctree: nodes.document) -> None:
@@ -162,7 +184,12 @@ def add_run_note(app, doctree: nodes.document) -> None:
         f"{duration(float(about['seconds']))}; "
         f"Python {about['python']}, {versions(about)}."
     )
-    section += nodes.container("", nodes.paragraph(text=text), classes=["run-note"])
+    foot = nodes.container("", nodes.paragraph(text=text), classes=["run-note"])
+    foot["ids"] = ["how-it-was-run"]
+    section += foot
+    if re.match(r"book/\d\d_", app.env.docname):
+        title = next(iter(section.findall(nodes.title)))
+        section.insert(section.index(title) + 1, run_line(text=summary(about)))
 
 
 def outdated(app, env, added, changed, removed) -> list[str]:
@@ -180,6 +207,7 @@ def outdated(app, env, added, changed, removed) -> list[str]:
 
 
 def setup(app) -> dict:
+    app.add_node(run_line, html=(visit_run_line, None), latex=(skip, None))
     app.add_directive("claims-ledger", ClaimsLedger)
     app.add_directive("execution-table", ExecutionTable)
     app.add_role("run", RunRole())

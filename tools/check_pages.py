@@ -2,18 +2,22 @@
 
 Each page is opened on a wide light, a wide dark and a phone screen. It must ask no
 other host for anything, log no error, load all it names, render its mathematics, give
-each picture an alternative text, and fit the screen. Links within the site must lead
-somewhere. `--shots FOLDER` keeps a picture of each.
+each picture an alternative text, fit the screen, weigh no more than 2 MB without its
+films, and break none of axe-core's rules for WCAG 2.2 AA. Links within the site must
+lead somewhere. Then `reader_trials.py` uses the pages. `--shots FOLDER` keeps
+a picture of each; `--thorough` shows axe all of each page, code and mathematics too.
 """
 
 import argparse
-import os
-import shutil
 import sys
 import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urljoin
 
+import reader_trials
+from browser import chromium, launch, settle
 from serve import SITE, serve
 
 SCREENS = {
@@ -21,6 +25,7 @@ SCREENS = {
     "dark": {"color_scheme": "dark", "viewport": {"width": 1280, "height": 900}},
     "phone": {"color_scheme": "light", "viewport": {"width": 390, "height": 844}},
 }
+HEAVY = 2_000_000  # bytes
 LOOK = """() => {
   const main = document.querySelector("main") ?? document.body;
   const images = [...main.querySelectorAll("img")];
@@ -28,6 +33,7 @@ LOOK = """() => {
     e => !e.querySelector("mjx-container"));
   const end = image => image.src.slice(-60);
   const errors = [...main.querySelectorAll("mjx-merror")];
+  const films = [...main.querySelectorAll(".film")];
   return {
     noAlt: images.filter(i => !i.alt.trim()).map(end),
     broken: images.filter(i => i.complete && !i.naturalWidth).map(end),
@@ -37,25 +43,34 @@ LOOK = """() => {
       - document.documentElement.clientWidth,
     ids: [...document.querySelectorAll("[id]")].map(e => e.id),
     links: [...main.querySelectorAll("a[href]")].map(a => a.getAttribute("href")),
+    pictures: images.filter(i => !i.closest(".film")).map(i => i.getAttribute("src")),
+    films: films.reduce((sum, film) => sum + film.outerHTML.length, 0),
   };
 }"""
+# the same on every page or many times on one, and slow to look at: seen on some pages
+REPEATED = ["mjx-container", "nav", ".highlight", "dt.sig"]
+SAMPLES = ("intro.html", "00_coupling_pattern.html")
+RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
+AXE = """([exclude, tags, contrast]) => axe.run({exclude}, {
+  resultTypes: ["violations"], runOnly: tags,
+  rules: {"color-contrast": {enabled: contrast}},
+}).then(result => result.violations
+  .flatMap(v => v.nodes.map(n => `${v.id}: ${n.target.join(" ")}`)))"""
 
 
-def chromium() -> str:
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    found = os.environ.get("CHROMIUM") or next(
-        filter(None, map(shutil.which, names)), ""
-    )
-    if not found:
-        sys.exit(
-            "check-pages needs Chromium. On Debian, as root: apt-get install chromium; "
-            "elsewhere, name it: CHROMIUM=/path/to/it make check-pages"
-        )
-    return found
+def axe(page, screen: str, sample: bool) -> list[str]:
+    """What axe-core finds; a phone's colours are those of the light screen."""
+    from axe_playwright_python.base import AXE_SCRIPT
+
+    page.evaluate(AXE_SCRIPT)
+    excluded = [] if sample else [[selector] for selector in REPEATED]
+    return page.evaluate(AXE, [excluded, RULES, screen != "phone"])
 
 
-def visit(context, base: str, name: str, shot: Path | None) -> tuple[list[str], dict]:
-    """What is wrong with one page on one screen, and its ids and links."""
+def visit(
+    context, base: str, name: str, screen: str, shots: Path | None, thorough: bool
+) -> tuple[list[str], dict]:
+    """What is wrong with one page on one screen, and what it holds."""
     faults: list[str] = []
     page = context.new_page()
 
@@ -75,19 +90,39 @@ def visit(context, base: str, name: str, shot: Path | None) -> tuple[list[str], 
         lambda r: r.status >= 400 and faults.append(f"{r.status} for {r.url}"),
     )
     page.goto(base + name, wait_until="load")
-    page.evaluate("() => window.MathJax?.startup?.promise")
-    page.wait_for_timeout(300)
+    settle(page)
     seen = page.evaluate(LOOK)
     faults += [f"picture without alternative text: {i}" for i in seen["noAlt"]]
     faults += [f"picture that does not load: {i}" for i in seen["broken"]]
     faults += [f"mathematics not rendered: {m}" for m in seen["raw"]]
     faults += [f"mathematics with an error: {m}" for m in seen["merror"]]
+    twice = [name for name, n in Counter(seen["ids"]).items() if n > 1]
+    faults += [f"two places of one name: {name}" for name in twice]
     if seen["overflow"] > 0:
         faults.append(f"wider than the screen by {seen['overflow']} px")
-    if shot:
+    if shots:
+        shot = shots / f"{Path(name).stem}-{screen}.png"
         page.screenshot(path=shot, full_page=True)
+    sample = thorough or name.endswith(SAMPLES)
+    faults += [f"not for everyone: {f}" for f in axe(page, screen, sample)]
     page.close()
-    return faults, seen
+    return [f"{name} ({screen}): {fault}" for fault in faults], seen
+
+
+def look(
+    base: str, names: list[str], screen: str, shots: Path | None, thorough: bool
+) -> tuple[list[str], dict[str, dict]]:
+    """Visit all pages on one screen."""
+    from playwright.sync_api import sync_playwright
+
+    faults, pages = [], {}
+    with sync_playwright() as playwright:
+        context = launch(playwright).new_context(**SCREENS[screen])
+        for name in names:
+            found, pages[name] = visit(context, base, name, screen, shots, thorough)
+            faults += found
+        context.close()
+    return faults, pages
 
 
 def dead_links(pages: dict[str, dict]) -> list[str]:
@@ -106,36 +141,44 @@ def dead_links(pages: dict[str, dict]) -> list[str]:
     return faults
 
 
-def main() -> int:
-    from playwright.sync_api import sync_playwright
+def weight(name: str, seen: dict) -> int:
+    """Bytes of a page and its pictures, without its films."""
+    files = {urljoin(f"/{name}", source) for source in seen["pictures"]}
+    local = [SITE / unquote(file[1:]) for file in files if file.startswith("/")]
+    own = (SITE / name).stat().st_size - seen["films"]
+    return own + sum(path.stat().st_size for path in local)
 
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shots", type=Path, help="a folder for pictures of the pages")
-    shots = parser.parse_args().shots
-    if shots:
-        shots.mkdir(parents=True, exist_ok=True)
-    browser_path = chromium()
+    parser.add_argument("--thorough", action="store_true", help="show axe everything")
+    options = parser.parse_args()
+    if options.shots:
+        options.shots.mkdir(parents=True, exist_ok=True)
+    chromium()
     names = sorted(str(p.relative_to(SITE)) for p in (SITE / "book").glob("*.html"))
     if not names:
         sys.exit("there is no book yet: make book")
     server = serve(0)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     base = f"http://127.0.0.1:{server.server_port}/"
-    faults, pages = [], {}
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=browser_path, args=["--no-sandbox"]
-        )
-        for screen, options in SCREENS.items():
-            context = browser.new_context(**options)
-            for name in names:
-                shot = shots and shots / f"{Path(name).stem}-{screen}.png"
-                found, seen = visit(context, base, name, shot)
-                faults += [f"{name} ({screen}): {fault}" for fault in found]
-                pages[name] = seen
-            context.close()
-        browser.close()
+    with ThreadPoolExecutor(2) as pool:
+        looks = [
+            pool.submit(look, base, names, screen, options.shots, options.thorough)
+            for screen in SCREENS
+        ]
+        found = [one.result() for one in looks]
+    faults, pages = [fault for part, _ in found for fault in part], found[0][1]
     faults += dead_links(pages)
+    # alone, because they measure
+    trial_faults, paints = reader_trials.run(base, names)
+    faults += trial_faults
+    for name in names:
+        size = weight(name, pages[name])
+        print(f"{name}: {size / 1e3:.0f} kB, first paint {paints[name]:.0f} ms")
+        if size > HEAVY:
+            faults.append(f"{name}: weighs {size / 1e6:.1f} MB")
     for fault in dict.fromkeys(faults):
         print(fault)
     print(

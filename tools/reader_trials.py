@@ -1,0 +1,134 @@
+"""Use the built pages as a reader does: wait, copy, slide, unfold, search, hover.
+
+`check_pages.py` runs this. The first paint is timed with the processor slowed down
+four times, as on a cheap phone.
+"""
+
+import json
+
+from browser import launch, settle
+from serve import SITE
+
+SLOW, LATEST = 4, 1500  # times, and milliseconds until the first paint
+SEARCHES = {  # what is asked, and where the answer must be among the first five
+    "coupling_flow": "book/api.html#gauss_flows.stack.coupling_flow",
+    "banach_inverse": "book/api.html#gauss_flows.residual.banach_inverse",
+    "fit_many": "book/api.html#gauss_flows.train.fit_many",
+    "Householder reflection": "book/glossary.html",
+    "condition number": "book/glossary.html",
+    "Four factors": "book/12_linear_maps.html",
+    "universal three couplings": "book/13_three_couplings.html",
+    "depth sweep held-out spiral": "book/07_depth_sweep.html",
+    "Banach iteration inverse": "book/16_banach_residual.html",
+    "held-out loss fixed mask alternating masks": "book/03_masks.html",
+}
+PAINT = "() => performance.getEntriesByName('first-contentful-paint')[0].startTime"
+
+
+def first_paint(browser, url: str) -> float:
+    """Milliseconds until a page that is opened for the first time shows something."""
+    context = browser.new_context()
+    page = context.new_page()
+    session = context.new_cdp_session(page)
+    session.send("Emulation.setCPUThrottlingRate", {"rate": SLOW})
+    page.goto(url, wait_until="load")
+    found = page.evaluate(PAINT)
+    context.close()
+    return found
+
+
+def copy(page, name: str) -> list[str]:
+    """The button of a page's first cell must give its code, as it ran, and no more."""
+    path = SITE / "notebooks" / name.replace(".html", ".ipynb")
+    if not path.exists():
+        return []
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    sources = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+    cell = page.locator("div.highlight-ipython3").first
+    cell.hover()
+    cell.locator("button.copybtn").click()
+    copied = page.evaluate("() => navigator.clipboard.readText()")
+    return [] if copied.strip() in sources else [f"copies what is no cell: {copied!r}"]
+
+
+def slide(page) -> list[str]:
+    """Each slider must change what stands around it."""
+    faults = []
+    for slider in page.locator("input[type=range]").all():
+        around = slider.locator("xpath=ancestor::*[@role='group'][1]")
+        before = around.evaluate("e => e.outerHTML")
+        slider.focus()
+        slider.press("End")
+        page.wait_for_timeout(200)
+        if around.evaluate("e => e.outerHTML") == before:
+            label = slider.get_attribute("aria-label")
+            faults.append(f"a slider moves nothing: {label}")
+    return faults
+
+
+def unfold(page) -> list[str]:
+    """Proofs and solutions must be folded, and open when clicked."""
+    boxes = page.locator(".admonition.dropdown")
+    if boxes.count() > page.locator(".admonition.dropdown.toggle-hidden").count():
+        return ["a proof or solution is not folded"]
+    for box in boxes.all():
+        box.locator(".admonition-title").first.click()
+        if "toggle-hidden" in (box.get_attribute("class") or ""):
+            return [f"does not open: {box.get_attribute('id')}"]
+    return []
+
+
+def search(page, base: str) -> list[str]:
+    """Each search must find its page."""
+    faults = []
+    for words, wanted in SEARCHES.items():
+        page.goto(f"{base}search.html?q={words}")
+        page.wait_for_selector("#search-results li a")
+        page.wait_for_timeout(500)
+        found = page.locator("#search-results > ul > li > a").evaluate_all(
+            "links => links.slice(0, 5).map(a => a.getAttribute('href'))"
+        )
+        if not any(link.split("?")[0].startswith(wanted) for link in found):
+            faults.append(f"search for {words!r} gives not {wanted} but {found}")
+    return faults
+
+
+def preview(page, base: str) -> list[str]:
+    """A link to a term must tell its meaning, and stop when asked."""
+    page.goto(f"{base}book/intro.html")
+    page.locator("article a[href='glossary.html#term-Jacobian']").first.hover()
+    box = page.locator("#preview:not([hidden])")
+    box.wait_for(timeout=5000)
+    text = box.inner_text()
+    page.keyboard.press("Escape")
+    if "first derivatives" in text and not box.count():
+        return []
+    return [f"book/intro.html: the preview of a term says {text!r}, or stays"]
+
+
+def run(base: str, names: list[str]) -> tuple[list[str], dict[str, float]]:
+    """What goes wrong in a reader's hands, and each page's first paint."""
+    from playwright.sync_api import sync_playwright
+
+    faults, paints = [], {}
+    with sync_playwright() as playwright:
+        browser = launch(playwright)
+        for name in names:
+            paints[name] = first_paint(browser, base + name)
+            for _ in range(2):  # another program may have been in the way
+                if paints[name] > LATEST:
+                    again = first_paint(browser, base + name)
+                    paints[name] = min(paints[name], again)
+            if paints[name] > LATEST:
+                faults.append(f"{name}: first paint after {paints[name]:.0f} ms")
+        page = browser.new_context(
+            permissions=["clipboard-read", "clipboard-write"]
+        ).new_page()
+        for name in names:
+            page.goto(base + name, wait_until="load")
+            settle(page)
+            found = copy(page, name) + slide(page) + unfold(page)
+            faults += [f"{name}: {fault}" for fault in found]
+        faults += search(page, base) + preview(page, base)
+        browser.close()
+    return faults, paints

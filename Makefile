@@ -39,7 +39,7 @@ colab: book ## run the offered notebooks as Colab would, beside its JAX (CHAPTER
 	@$(RUN) tools/colab.py $(CHAPTER)
 
 copy-test: notebooks ## run each figure and table with only the cells it needs (CHAPTER=...)
-	@$(RUN) tools/copy_test.py $(CHAPTER)
+	@PYTHONPATH=_ext $(RUN) tools/copy_test.py $(CHAPTER)
 
 solutions: book ## leave the notebooks without solutions in _build/teaching, for teachers
 	@$(RUN) tools/teaching.py

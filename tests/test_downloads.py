@@ -57,11 +57,11 @@ class Magics:
 # the release
 
 
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="this is no checkout")
 def test_the_release_is_the_commit():
-    command = ["git", "rev-parse", "HEAD"]
-    head = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    tag = f"v{PYPROJECT['project']['version']}"
-    assert pinned_release.commit(ROOT) == (head.stdout.strip() or tag)
+    assert re.fullmatch("[0-9a-f]{40}", release := pinned_release.commit(ROOT))
+    log = (ROOT / ".git" / "logs" / "HEAD").read_text(encoding="utf-8")
+    assert log.splitlines()[-1].split()[1] == release
 
 
 def test_without_git_the_release_is_the_tag(tmp_path):
@@ -141,13 +141,10 @@ def test_the_script_is_the_notebook(path):
 
 @site
 @pytest.mark.slow
-def test_the_cheapest_script_runs(tmp_path):
-    def seconds(path):
-        return nbformat.read(path, as_version=4).metadata["gauss_flows"]["seconds"]
-
-    script = min(OFFERED, key=seconds).with_suffix(".py")
+def test_a_script_runs(tmp_path):
+    # the introduction is cheap, and asserts nothing of times
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", script],
+        [sys.executable, SITE / "notebooks" / "book" / "intro.py"],
         cwd=tmp_path,
         env={"MPLBACKEND": "agg", "HOME": str(tmp_path)},
         capture_output=True,

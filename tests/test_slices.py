@@ -1,8 +1,12 @@
 """Copying a cell: what it needs is found, and every cell of the book can be copied."""
 
+import json
+
+import copied_cells
 import copy_test
 import notebooks
 import pytest
+from bs4 import BeautifulSoup
 from nbformat import v4
 from slices import bound_late, changed, read, slice_of
 
@@ -139,3 +143,39 @@ def test_values_for_the_prose_show_nothing():
     table = v4.new_output("stream", text="1")
     assert not copy_test.shows(v4.new_code_cell(outputs=[note]))
     assert copy_test.shows(v4.new_code_cell(outputs=[note, table]))
+
+
+# the page
+
+
+def test_the_page_knows_what_a_cell_needs():
+    codes = ["import a", "b = a", "c = 1", "print(b)"]
+    cells = [f"```{{code-cell}} ipython3\n{code}\n```" for code in codes]
+    head = "---\nkernelspec:\n  name: python3\n---\n"
+    found = copied_cells.needs("\n\ntext\n\n".join([head, *cells]), "page.md")
+    names = [copied_cells.name(place) for place in (1, 3, 5, 7)]
+    assert found == {
+        names[1]: [names[0]],
+        names[2]: [names[0]],
+        names[3]: [names[0], names[1]],
+    }
+
+
+@chapters
+def test_what_is_copied_is_the_code(source):
+    path = notebooks.ROOT / "_build" / "html" / "book" / f"{source.stem}.html"
+    if not path.exists():
+        pytest.skip("the site has not been built: make book")
+    page = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
+    needs = json.loads(page.select_one("#cell-needs").get_text())
+    codes = [
+        pre.get_text().strip("\n") for pre in page.select("[id^=cell-] .cell_input pre")
+    ]
+    wanted = notebooks.code_cells(notebooks.export(source))
+    assert codes == [cell.source.strip("\n") for cell in wanted]
+    names = [cell["id"] for cell in page.select("div.cell[id^=cell-]")]
+    assert [*needs] == names[1:]
+    for name, needed in needs.items():
+        assert needed == sorted(needed, key=names.index)
+        assert needed[0] == names[0]
+        assert name not in needed

@@ -2,11 +2,12 @@
 PYTHON ?= python3
 EXTRA ?= # gpu: install JAX for CUDA
 PORT ?= 8000
-CHAPTER ?= # records of one chapter only, e.g. 07_depth_sweep
+CHAPTER ?= # one chapter only, e.g. 07_depth_sweep: for records, colab, copy-test
 
 RUN = .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help book test notebooks serve records benchmark check-pages check-pages-thorough build-twice lint format lock setup clean
+.PHONY: help book test notebooks serve records benchmark check-pages
+.PHONY: check-pages-thorough build-twice colab copy-test solutions lint format lock setup clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | awk -F ':.*## ' '{printf "make %-20s %s\n", $$1, $$2}'
@@ -39,6 +40,15 @@ check-pages-thorough: setup ## the same, and axe-core sees every piece of code t
 
 build-twice: notebooks ## build the site twice and name what differs
 	@$(RUN) tools/build_twice.py
+
+colab: book ## run the offered notebooks as Colab would, beside its JAX (CHAPTER=...)
+	@$(RUN) tools/colab.py $(CHAPTER)
+
+copy-test: notebooks ## run each figure and table with only the cells it needs (CHAPTER=...)
+	@PYTHONPATH=_ext $(RUN) tools/copy_test.py $(CHAPTER)
+
+solutions: book ## leave the notebooks without solutions in _build/teaching, for teachers
+	@$(RUN) tools/teaching.py
 
 lint: setup ## ruff and pyright
 	@$(RUN) -m ruff check

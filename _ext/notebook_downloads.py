@@ -1,39 +1,38 @@
-"""Offer each executed page for download as a plain Jupyter notebook.
+"""Offer each executed page for download, as a plain Jupyter notebook and as a script.
 
 The text comes from the page as Sphinx resolved it: numbers, references, citations and
 values of the run stand in it as the reader saw them, in plain Markdown.
 The code and its outputs come from the run. A first cell installs the package where it
-is missing, so that the notebook runs on Colab too.
+is missing, so that the notebook runs on Colab too. Cells that solve an exercise carry
+the tag `solution`.
 
 sphinx-tojupyter makes such notebooks as well, but without outputs, tags and captions,
 and by a second build.
 """
 
 import re
+import shutil
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urljoin
 
+import jupytext
 import nbformat
+import pinned_release
 from docutils import nodes
 from executed import Run
 from myst_nb.core.read import read_myst_markdown_notebook
 from nbformat import v4
 from sphinx_exercise.nodes import exercise_enumerable_node, solution_node
 
-INSTALL = """\
-# Where the book's package is missing (on Colab, say), install it, and keep the JAX
-# that fits the machine's GPU driver
-import importlib.util
-from importlib.metadata import version
+SOLUTION = "solution"  # the tag of the cells that solve an exercise
 
-if importlib.util.find_spec("gauss_flows") is None:
-    there = [p for p in ("jax", "jaxlib") if importlib.util.find_spec(p)]
-    held = [f"{{p}}=={{version(p)}}" for p in there]
-    %pip install -q "gauss-flows @ git+{repository}" {{" ".join(held)}}
 
-import jax
+class Piece(NamedTuple):
+    """A cell to be: Markdown, or the index of a code cell of the page."""
 
-print("JAX computes on:", *jax.devices())"""
+    content: str | int
+    solves: bool
 
 
 class Writer:
@@ -43,7 +42,8 @@ class Writer:
         self.numbers = env.toc_fignumbers.get(docname, {})
         self.secnumbers = env.toc_secnumbers.get(docname, {})
         self.page_url = page_url
-        self.cells: list[str | int] = []  # Markdown, or the index of a code cell
+        self.solves = False  # whether the writer is inside a solution
+        self.cells: list[Piece] = []
 
     def number(self, node: nodes.Element, kind: str) -> str:
         """The number that Sphinx gave a figure, theorem or equation, or nothing."""
@@ -57,10 +57,11 @@ class Writer:
         """Add a block of Markdown to the cell at hand."""
         if not (markdown := markdown.strip("\n")):
             return
-        if self.cells and isinstance(self.cells[-1], str):
-            self.cells[-1] += "\n\n" + markdown
-        else:
-            self.cells.append(markdown)
+        if self.cells and isinstance(before := self.cells[-1].content, str):
+            if self.cells[-1].solves == self.solves:
+                markdown = f"{before}\n\n{markdown}"
+                self.cells.pop()
+        self.cells.append(Piece(markdown, self.solves))
 
     def children(self, node: nodes.Element, level: int) -> None:
         for child in node.children:
@@ -71,7 +72,7 @@ class Writer:
         outer, self.cells = self.cells, []
         self.children(node, level)
         pieces, self.cells = self.cells, outer
-        return "\n\n".join(piece for piece in pieces if isinstance(piece, str))
+        return "\n\n".join(p.content for p in pieces if isinstance(p.content, str))
 
     def block(self, node: nodes.Node, level: int = 0) -> None:
         name = type(node).__name__
@@ -102,7 +103,7 @@ class Writer:
     def block_container(self, node, level: int) -> None:
         if node.get("nb_element") != "cell_code":
             return self.children(node, level)
-        self.cells.append(node["cell_index"])
+        self.cells.append(Piece(node["cell_index"], self.solves))
         for figure in node.findall(nodes.figure):
             self.block_figure(figure, level)
         return None
@@ -211,10 +212,13 @@ class Writer:
             part.get("nb_element") == "cell_code"
             for part in inside.findall(nodes.container)
         )
+        outer, self.solves = self.solves, self.solves or isinstance(node, solution_node)
         if has_code:
             self.text(f"**{title}**")
-            return self.children(inside, level)
-        return self.quote(f"**{title}**\n\n{self.inner(inside, level)}".rstrip())
+            self.children(inside, level)
+        else:
+            self.quote(f"**{title}**\n\n{self.inner(inside, level)}".rstrip())
+        self.solves = outer
 
     def exercise(self, solution: nodes.Element) -> str:
         """What a solution solves, by number."""
@@ -282,17 +286,18 @@ def make_notebook(app, docname: str, doctree: nodes.document) -> nbformat.Notebo
         zip(places, (c for c in ran.cells if c.cell_type == "code"), strict=True)
     )
     cells, waiting = [], dict(code)
-    for piece in writer.cells:
+    for piece, solves in writer.cells:
         if isinstance(piece, str):
-            cells.append(v4.new_markdown_cell(piece))
+            cells.append(markdown_cell(piece, solves))
             continue
         # cells hidden from the page come along, before the next one that is shown
         for place in [p for p in waiting if p <= piece]:
-            cells.append(code_cell(waiting.pop(place)))
-    cells.extend(map(code_cell, waiting.values()))
+            cells.append(code_cell(waiting.pop(place), solves))
+    cells.extend(code_cell(cell, False) for cell in waiting.values())
     first = next((i for i, c in enumerate(cells) if c.cell_type == "code"), len(cells))
-    repository = app.config.html_theme_options["repository_url"]
-    cells.insert(first, v4.new_code_cell(INSTALL.format(repository=repository)))
+    wanted = wanted_release(app, "\n".join(c.source for c in code.values()))
+    install = pinned_release.INSTALL.format(requirement=wanted)
+    cells.insert(first, v4.new_code_cell(install))
     for i, cell in enumerate(cells):
         cell.id = f"cell-{i}"
     metadata = {
@@ -307,16 +312,45 @@ def make_notebook(app, docname: str, doctree: nodes.document) -> nbformat.Notebo
     return notebook
 
 
-def code_cell(cell: nbformat.NotebookNode) -> nbformat.NotebookNode:
+def wanted_release(app, code: str) -> str:
+    """What pip is asked for, so that `code` runs as it did for this page."""
+    return pinned_release.requirement(
+        app.config.html_theme_options["repository_url"],
+        app.config.release_commit,
+        pictures=pinned_release.uses_pictures(code),
+    )
+
+
+def markdown_cell(text: str, solves: bool) -> nbformat.NotebookNode:
+    metadata = {"tags": [SOLUTION]} if solves else {}
+    return v4.new_markdown_cell(text, metadata=metadata)
+
+
+def code_cell(cell: nbformat.NotebookNode, solves: bool) -> nbformat.NotebookNode:
     """A code cell as it ran, without the stamps of the machinery."""
-    tags = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
+    tags = [*cell.metadata.get("tags", []), *([SOLUTION] if solves else [])]
     outputs = [o for o in cell.outputs if not is_note(o)]
     return v4.new_code_cell(
         cell.source,
         outputs=outputs,
         execution_count=cell.execution_count,
-        metadata=tags,
+        metadata={"tags": tags} if tags else {},
     )
+
+
+def as_script(notebook: nbformat.NotebookNode, wanted: str) -> str:
+    """The notebook as plain Python, its text as comments, its figures shown at the end.
+
+    Editors that know the `# %%` marks run it cell by cell.
+    """
+    new = {"code": v4.new_code_cell, "markdown": v4.new_markdown_cell}
+    cells = [new[cell.cell_type](cell.source) for cell in notebook.cells]
+    install = next(cell for cell in cells if cell.cell_type == "code")
+    install.source = pinned_release.SCRIPT_INSTALL.format(requirement=wanted)
+    cells.append(v4.new_code_cell("plt.show()"))
+    form = {"notebook_metadata_filter": "-all", "cell_metadata_filter": "-all"}
+    plain = v4.new_notebook(cells=cells, metadata={"jupytext": form})
+    return jupytext.writes(plain, fmt="py:percent")
 
 
 def is_note(output: nbformat.NotebookNode) -> bool:
@@ -329,37 +363,67 @@ def write_notebook(app, doctree: nodes.document, docname: str) -> None:
         return
     path = Path(app.outdir, "notebooks", f"{docname}.ipynb")
     path.parent.mkdir(parents=True, exist_ok=True)
-    nbformat.write(make_notebook(app, docname, doctree), path)
+    notebook = make_notebook(app, docname, doctree)
+    nbformat.write(notebook, path)
+    code = "\n".join(c.source for c in notebook.cells if c.cell_type == "code")
+    script = as_script(notebook, wanted_release(app, code))
+    path.with_suffix(".py").write_text(script, encoding="utf-8")
 
 
 def point_buttons(app, pagename, templatename, context, doctree) -> None:
-    """Let the download and Colab buttons give these notebooks."""
-    buttons = [
-        b for g in context.get("header_buttons", []) for b in g.get("buttons", [])
-    ]
-    has_notebook = Path(app.outdir, "notebooks", f"{pagename}.ipynb").exists()
-    for button in buttons if has_notebook else []:
-        if button.get("text") == ".ipynb":
-            button["url"] = context["pathto"](f"notebooks/{pagename}.ipynb", 1)
-        elif button.get("text") == "Colab":
-            # the published site stands on this branch, and Colab reads it from there
-            project = app.config.html_theme_options["repository_url"].removeprefix(
-                "https://github.com/"
-            )
-            button["url"] = (
-                "https://colab.research.google.com/github/"
-                f"{project}/blob/gh-pages/notebooks/{pagename}.ipynb"
-            )
+    """Let the buttons for downloads, Colab and Binder give these notebooks."""
+    path = f"notebooks/{pagename}.ipynb"
+    if not Path(app.outdir, path).exists():
+        return
+    # the published site stands on this branch, and both read the notebooks from there
+    repository = app.config.html_theme_options["repository_url"]
+    project = repository.removeprefix("https://github.com/")
+    launch = app.config.html_theme_options["launch_buttons"]
+    urls = {
+        ".ipynb": context["pathto"](path, 1),
+        "Colab": f"{launch['colab_url']}/github/{project}/blob/gh-pages/{path}",
+        "Binder": f"{launch['binderhub_url']}/v2/gh/{project}/gh-pages"
+        f"?urlpath=lab/tree/{path}",
+    }
+    for group in context["header_buttons"]:
+        buttons = group.get("buttons", [])
+        for button in buttons:
+            if button.get("text") in urls:
+                button["url"] = urls[button["text"]]
+        if group.get("label") == "download-buttons":
+            buttons.insert(1, script_button(urls[".ipynb"]))
 
 
-def drop_copies(app, exception) -> None:
-    """Remove the copies that the theme made for its own download button."""
+def script_button(notebook: str) -> dict[str, str]:
+    return {
+        "type": "link",
+        "url": f"{notebook.removesuffix('.ipynb')}.py",
+        "text": ".py",
+        "tooltip": "Download as a script",
+        "icon": "fab fa-python",
+        "label": "download-script-button",
+    }
+
+
+def finish(app, exception) -> None:
+    """Add what Binder needs, and remove the theme's own copies of the notebooks."""
     for path in Path(app.outdir, "_sources").rglob("*.ipynb"):
         path.unlink()
+    if exception or app.builder.format != "html":
+        return
+    repository = app.config.html_theme_options["repository_url"]
+    environment = pinned_release.environment(
+        app.srcdir, repository, app.config.release_commit
+    )
+    Path(app.outdir, "environment.yml").write_text(environment, encoding="utf-8")
+    shutil.copy(Path(app.srcdir, "constraints.txt"), app.outdir)
 
 
 def setup(app) -> dict:
+    # "html": the pages are written anew, and the notebooks with them, when it changes
+    commit = pinned_release.commit(app.srcdir)
+    app.add_config_value("release_commit", commit, "html", str)
     app.connect("doctree-resolved", write_notebook, priority=900)
     app.connect("html-page-context", point_buttons, priority=900)
-    app.connect("build-finished", drop_copies)
+    app.connect("build-finished", finish)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,6 +1,7 @@
 """The project's own papers: dependencies, lock, table of contents, workflows."""
 
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -173,12 +174,41 @@ def test_one_address():
     assert config["repository"]["url"] == REPOSITORY
     assert config["html"]["baseurl"] == f"https://{owner}.github.io/{name}/"
     assert yaml.safe_load(read("CITATION.cff"))["repository-code"] == REPOSITORY
-    pages = [p.relative_to(ROOT) for p in (ROOT / "book").glob("*.md")]
-    for text in map(
-        read, ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *map(str, pages)]
-    ):
-        for address in re.findall(rf"https://github\.com/{owner}[^\s\"'`)<>]*", text):
-            assert address.removesuffix(".git").startswith(REPOSITORY), address
+    # the one place, what is held to it above, and what readers see as plain text
+    literal = {"pyproject.toml", "_config.yml", "CITATION.cff", "README.md"}
+    for path in tracked():
+        if owners := linked(path):
+            assert str(path.relative_to(ROOT)) in {*literal, "book/intro.md"}, path
+            assert owners == {owner}, path
+
+
+def test_the_site_links_to_one_address():
+    owner = REPOSITORY.split("/")[3]
+    site = ROOT / "_build" / "html"
+    pages = [*site.glob("book/*.html"), *site.glob("notebooks/book/*.*")]
+    if not pages:
+        pytest.skip("the site has not been built: make book")
+    for page in pages:
+        assert linked(page) == {owner}, page
+
+
+def linked(path: Path) -> set[str]:
+    """The owners of repositories and sites of this project's name in a text file."""
+    name = REPOSITORY.rsplit("/", maxsplit=1)[1]
+    text = path.read_text(encoding="utf-8", errors="replace")
+    source = rf"(?:github\.com|/gh|/github)/([\w-]+)/{name}\b"
+    return {
+        *re.findall(source, text),
+        *re.findall(rf"//([\w-]+)\.github\.io/{name}", text),
+    }
+
+
+def tracked() -> list[Path]:
+    """The files that the project consists of."""
+    if not (shutil.which("git") and (ROOT / ".git").exists()):
+        pytest.skip("this is no checkout")
+    listed = subprocess.check_output(["git", "ls-files", "-z"], cwd=ROOT, text=True)
+    return [ROOT / name for name in listed.split("\0") if name]
 
 
 def test_versions_agree():

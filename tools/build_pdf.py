@@ -1,0 +1,122 @@
+"""Set the whole book as a PDF, from the executed notebooks; nothing is executed here.
+
+The work is done in a folder of its own, which the next run drops. `_build` gets the
+finished PDF, or keeps the one it had. LaTeX must find every reference and every
+character, fit the lines, and give figures and equations the numbers of the pages.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+import build_site
+
+PDF = build_site.BUILD / "gauss-flows.pdf"
+WORK = build_site.BUILD / "pdf"
+TOO_WIDE = 36  # points: what sticks out so far is seen to be wrong
+PACKAGES = (
+    "texlive-xetex texlive-latex-recommended texlive-latex-extra "
+    "texlive-fonts-recommended texlive-fonts-extra fonts-freefont-otf "
+    "latexmk librsvg2-bin"
+).split()
+FAULTS = (
+    r"LaTeX Warning: (?:Hyper r|R)eference .* undefined.*",
+    r"LaTeX Warning: Citation .* undefined.*",
+    r"LaTeX Warning: Label .* multiply defined.*",
+    r"Package hyperref Warning: Suppressing link .*",
+    r"Missing character: .*",
+    r"LaTeX Warning: Float too large.*",
+)
+
+
+def provide_latex() -> None:
+    """Have LaTeX installed where we may, and say what is missing where we may not."""
+    if all(map(shutil.which, ("xelatex", "latexmk", "rsvg-convert"))):
+        return
+    command = ["apt-get", "install", "-y", "--no-install-recommends", *PACKAGES]
+    if os.geteuid() or not shutil.which("apt-get"):
+        sys.exit(f"make pdf needs LaTeX. On Debian, as root: {' '.join(command)}")
+    print("pdf: installing LaTeX", flush=True)
+    quiet = {"env": {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}, "stdout": -3}
+    subprocess.run(["apt-get", "update", "-qq"], check=False, **quiet)
+    subprocess.run(command, check=True, **quiet)
+
+
+def joined(log: str) -> str:
+    """LaTeX's log with the lines that it broke at 79 bytes put together again."""
+    lines = [""]
+    for line in log.splitlines():
+        lines[-1] += line
+        if len(line.encode()) != 79:
+            lines.append("")
+    return "\n".join(lines)
+
+
+def complaints(log: str) -> list[str]:
+    """What LaTeX says that a reader would notice."""
+    log = joined(log)
+    found = [line for fault in FAULTS for line in re.findall(fault, log)]
+    for points, where in re.findall(
+        r"Overfull \\hbox \(([\d.]+)pt too wide\) (.*)", log
+    ):
+        if float(points) > TOO_WIDE:
+            found.append(f"{points} points too wide {where}")
+    return list(dict.fromkeys(found))
+
+
+def misnumbered(aux: str, numbers: dict[str, str]) -> list[str]:
+    """Figures, tables and equations whose number is not that of the page."""
+    set_ = dict(
+        re.findall(r"\\newlabel\{(?:\\detokenize )?\{?([^{}]+)\}?\}\{\{([^{}]*)\}", aux)
+    )
+    return [
+        f"{label}: {set_.get(label, 'nothing')} in the PDF, {number} on the page"
+        for label, number in numbers.items()
+        if set_.get(label) != number
+    ]
+
+
+def main() -> int:
+    started = time.monotonic()
+    provide_latex()
+    shutil.rmtree(WORK, ignore_errors=True)
+    latex = WORK / "_build" / "latex"
+    build_site.fill_cache(WORK / "_build" / ".jupyter_cache")
+    print("pdf: writing LaTeX", flush=True)
+    options = ("--builder", "latex", "--path-output", str(WORK))
+    if build_site.build(*options, log_path=WORK / "latex.log"):
+        print(f"pdf: FAILED; the whole log is {WORK / 'latex.log'}")
+        return 1
+    print("pdf: running LaTeX", flush=True)
+    with (WORK / "latexmk.log").open("w") as out:
+        command = "latexmk -pdfxe -interaction=nonstopmode -halt-on-error gauss-flows"
+        done = subprocess.run(
+            command.split(), cwd=latex, stdout=out, stderr=out, check=False
+        )
+    log = (latex / "gauss-flows.log").read_text(encoding="utf-8", errors="replace")
+    faults = re.findall(r"^! .*\n(?:.*\n){0,3}?l\.\d+.*", log, re.M)
+    faults += complaints(log)
+    if done.returncode == 0:
+        aux = (latex / "gauss-flows.aux").read_text(encoding="utf-8")
+        numbers = json.loads((latex / "numbers.json").read_text(encoding="utf-8"))
+        faults += misnumbered(aux, numbers)
+    for fault in faults:
+        print(fault)
+    if done.returncode or faults:
+        print(f"pdf: FAILED, {len(faults)} faults; LaTeX's log is in {latex}")
+        return 1
+    os.replace(latex / "gauss-flows.pdf", PDF)
+    pages = re.findall(r"Output written on \S+ \((\d+) pages", log)[-1]
+    print(
+        f"pdf: {PDF.relative_to(build_site.nbs.ROOT)}, {pages} pages, "
+        f"{PDF.stat().st_size / 1e6:.1f} MB, {time.monotonic() - started:.0f} s"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

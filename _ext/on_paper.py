@@ -45,6 +45,7 @@ PREAMBLE = r"""
 \usepackage{newunicodechar} % two signs of verdicts that the bold font lacks
 \newunicodechar{✗}{{\mdseries\symbol{"2717}}}
 \newunicodechar{◐}{{\mdseries\symbol{"25D0}}}
+\renewcommand{\sphinxtablecontinued}[1]{\textsf{continued}}
 \newenvironment{sphinxclasscell_output}
   {\sphinxsetup{verbatimwithframe=false,VerbatimColor={rgb}{1,1,1}}}{}
 """
@@ -154,16 +155,16 @@ class Verdicts(PaperTransform):
         verdicts = Run(self.env.srcdir, docname).verdicts
         rows = [claim_row(row, row["id"]) for row in verdicts]
         box = table(["No.", "Claim", "Measured", "Verdict"], rows, "claims-ledger")
-        for found in box.findall(nodes.table):
+        for found in list(box.findall(nodes.table)):
             print_wide(found, WIDTHS["claims-ledger"])
         return box
 
 
 def print_wide(found: nodes.table, widths: tuple[int, ...]) -> None:
-    """Give a table its columns, and let it run on over pages."""
-    found["classes"] += ["longtable", "colwidths-given"]
-    for column, width in zip(found.findall(nodes.colspec), widths, strict=True):
-        column["colwidth"] = width
+    """Give a table its columns, ragged, and let it run on over pages."""
+    found["classes"].append("longtable")
+    columns = [rf">{{\raggedright\arraybackslash}}\X{{{w}}}{{100}}" for w in widths]
+    found.replace_self([addnodes.tabular_col_spec(spec="".join(columns)), found])
 
 
 def print_small(found: nodes.table) -> None:

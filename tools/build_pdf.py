@@ -70,13 +70,11 @@ def complaints(log: str) -> list[str]:
 
 def misnumbered(aux: str, numbers: dict[str, str]) -> list[str]:
     """Figures, tables and equations whose number is not that of the page."""
-    set_ = dict(
-        re.findall(r"\\newlabel\{(?:\\detokenize )?\{?([^{}]+)\}?\}\{\{([^{}]*)\}", aux)
-    )
+    there = dict(re.findall(r"\\newlabel\{([^{}]+)\}\{\{([^{}]*)\}", aux))
     return [
-        f"{label}: {set_.get(label, 'nothing')} in the PDF, {number} on the page"
+        f"{label}: {there.get(label, 'nothing')} in the PDF, {number} on the page"
         for label, number in numbers.items()
-        if set_.get(label) != number
+        if there.get(label) != number
     ]
 
 

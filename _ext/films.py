@@ -91,6 +91,7 @@ class FramesBesideThePage(SphinxTransform):
 def visit_html(self, node: film) -> None:
     about, name = html.escape(node["about"]), html.escape(node["name"])
     first, last = node.frames[0]["label"], len(node.frames) - 1
+    longest = max(len(image["label"]) for image in node.frames)  # steadies the slider
     frames = "".join(
         html_frame(image, address(self.builder, image), later=i > 0)
         for i, image in enumerate(node.frames)
@@ -100,7 +101,8 @@ def visit_html(self, node: film) -> None:
         f' data-pause="{node["pause"]}">\n{frames}<p hidden>'
         '<button type="button">▶ Play</button><input type="range" min="0" '
         f'max="{last}" value="0" aria-label="{name}">'
-        f'<output aria-live="off">{html.escape(first)}</output>'
+        f'<output aria-live="off" style="min-width: min(100%, {longest}ch)">'
+        f"{html.escape(first)}</output>"
         '<span role="status"></span></p></div>\n'
     )
     raise nodes.SkipNode

@@ -241,7 +241,8 @@ def test_a_failed_run_leaves_the_pdf_there_was(tmp_path, monkeypatch, capsys):
     (work / "_build" / "latex" / "half.aux").touch()
     monkeypatch.setattr(build_pdf, "PDF", old)
     monkeypatch.setattr(build_pdf, "WORK", work)
-    monkeypatch.setattr(build_pdf, "provide_latex", lambda: None)
+    monkeypatch.setattr(build_pdf, "has_latex", lambda: True)
+    monkeypatch.setattr(sys, "argv", ["build_pdf.py"])
     monkeypatch.setattr(build_pdf.build_site, "fill_cache", lambda folder: 0)
     monkeypatch.setattr(build_pdf.build_site, "build", lambda *a, **k: 1)
     assert build_pdf.main() == 1

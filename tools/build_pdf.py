@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import build_site
 
@@ -33,17 +34,19 @@ FAULTS = (
 )
 
 
-def provide_latex() -> None:
-    """Have LaTeX installed where we may, and say what is missing where we may not."""
-    if all(map(shutil.which, ("xelatex", "latexmk", "rsvg-convert"))):
-        return
+def has_latex() -> bool:
+    return all(map(shutil.which, ("xelatex", "latexmk", "rsvg-convert")))
+
+
+def install_latex() -> None:
+    """Install LaTeX from Debian's packages, or say how."""
     command = ["apt-get", "install", "-y", "--no-install-recommends", *PACKAGES]
     if os.geteuid() or not shutil.which("apt-get"):
         sys.exit(f"make pdf needs LaTeX. On Debian, as root: {' '.join(command)}")
     print("pdf: installing LaTeX", flush=True)
-    quiet = {"env": {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}, "stdout": -3}
-    subprocess.run(["apt-get", "update", "-qq"], check=False, **quiet)
-    subprocess.run(command, check=True, **quiet)
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    for each in (["apt-get", "update"], command):
+        subprocess.run(each, check=True, env=environment, stdout=subprocess.DEVNULL)
 
 
 def joined(log: str) -> str:
@@ -78,40 +81,51 @@ def misnumbered(aux: str, numbers: dict[str, str]) -> list[str]:
     ]
 
 
+def typeset(folder: Path) -> list[str]:
+    """Run LaTeX as often as it needs; what is wrong with the outcome."""
+    command = "latexmk -pdfxe -interaction=nonstopmode -halt-on-error gauss-flows"
+    with (folder / "latexmk.log").open("w", encoding="utf-8") as out:
+        done = subprocess.run(
+            command.split(), cwd=folder, stdout=out, stderr=out, check=False
+        )
+    log = read_log(folder)
+    if done.returncode:
+        errors = re.findall(r"^! .*\n(?:.*\n){0,3}?l\.\d+.*", log, re.M)
+        return errors or [f"latexmk: exit {done.returncode}, see latexmk.log"]
+    aux = (folder / "gauss-flows.aux").read_text(encoding="utf-8")
+    numbers = json.loads((folder / "numbers.json").read_text(encoding="utf-8"))
+    return complaints(log) + misnumbered(aux, numbers)
+
+
+def read_log(folder: Path) -> str:
+    path = folder / "gauss-flows.log"
+    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+
+
 def main() -> int:
     started = time.monotonic()
-    provide_latex()
+    if not has_latex() or "--install" in sys.argv:
+        install_latex()
+    if "--install" in sys.argv:
+        return 0
     shutil.rmtree(WORK, ignore_errors=True)
-    latex = WORK / "_build" / "latex"
+    folder, log_path = WORK / "_build" / "latex", WORK / "latex.log"
     build_site.fill_cache(WORK / "_build" / ".jupyter_cache")
     print("pdf: writing LaTeX", flush=True)
     options = ("--builder", "latex", "--path-output", str(WORK))
-    if build_site.build(*options, log_path=WORK / "latex.log"):
-        print(f"pdf: FAILED; the whole log is {WORK / 'latex.log'}")
+    if build_site.build(*options, log_path=log_path):
+        print(f"pdf: FAILED; the whole log is {log_path}")
         return 1
     print("pdf: running LaTeX", flush=True)
-    with (WORK / "latexmk.log").open("w") as out:
-        command = "latexmk -pdfxe -interaction=nonstopmode -halt-on-error gauss-flows"
-        done = subprocess.run(
-            command.split(), cwd=latex, stdout=out, stderr=out, check=False
-        )
-    log = (latex / "gauss-flows.log").read_text(encoding="utf-8", errors="replace")
-    faults = re.findall(r"^! .*\n(?:.*\n){0,3}?l\.\d+.*", log, re.M)
-    faults += complaints(log)
-    if done.returncode == 0:
-        aux = (latex / "gauss-flows.aux").read_text(encoding="utf-8")
-        numbers = json.loads((latex / "numbers.json").read_text(encoding="utf-8"))
-        faults += misnumbered(aux, numbers)
-    for fault in faults:
-        print(fault)
-    if done.returncode or faults:
-        print(f"pdf: FAILED, {len(faults)} faults; LaTeX's log is in {latex}")
+    if faults := typeset(folder):
+        print(*faults, sep="\n")
+        print(f"pdf: FAILED, {len(faults)} faults; LaTeX's logs are in {folder}")
         return 1
-    os.replace(latex / "gauss-flows.pdf", PDF)
-    pages = re.findall(r"Output written on \S+ \((\d+) pages", log)[-1]
+    os.replace(folder / "gauss-flows.pdf", PDF)
+    pages = re.findall(r"Output written on \S+ \((\d+) pages", read_log(folder))[-1]
     print(
-        f"pdf: {PDF.relative_to(build_site.nbs.ROOT)}, {pages} pages, "
-        f"{PDF.stat().st_size / 1e6:.1f} MB, {time.monotonic() - started:.0f} s"
+        f"pdf: _build/{PDF.name}, {pages} pages, {PDF.stat().st_size / 1e6:.1f} MB, "
+        f"{time.monotonic() - started:.0f} s"
     )
     return 0
 

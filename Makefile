@@ -6,7 +6,7 @@ CHAPTER ?= # one chapter only, e.g. 07_depth_sweep: for records, colab, copy-tes
 
 RUN = .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help book test notebooks serve records benchmark check-pages
+.PHONY: help book test notebooks serve pdf records benchmark check-pages
 .PHONY: check-pages-thorough build-twice colab copy-test solutions lint format lock setup clean
 
 help: ## show this list
@@ -23,6 +23,9 @@ notebooks: setup ## execute the notebooks that changed since they last ran
 
 serve: ## show the built book at http://localhost:8000 (PORT=... for another)
 	@$(PYTHON) tools/serve.py $(PORT)
+
+pdf: notebooks ## set the whole book as a PDF in _build/gauss-flows.pdf (installs LaTeX as root)
+	@$(RUN) tools/build_pdf.py
 
 records: setup ## run the chapters in the full lane and write book/records (CHAPTER=... for one)
 	@$(RUN) tools/run_notebooks.py --records $(CHAPTER)

@@ -72,6 +72,21 @@ def small(text: str) -> nodes.Node:
     return nodes.inline(text=text, classes=["small"])
 
 
+def claim_row(row: dict, number: nodes.Node | str) -> list[nodes.entry]:
+    """One claim with its verdict, as a row of a table."""
+    verdict = row["verdict"]
+    badge = nodes.strong(
+        text=f"{SIGNS.get(verdict, '?')} {verdict}",
+        classes=["verdict", f"verdict-{verdict.replace(' ', '-')}"],
+    )
+    return [
+        cell(number, label="number"),
+        cell(row["claim"], small(row["source"]), label="claim"),
+        cell(row["measured"], small(f"{row['lane']} lane"), label="measured"),
+        cell(badge, row.get("correction", ""), label="verdict"),
+    ]
+
+
 class ClaimsLedger(SphinxDirective):
     """All claims that the chapters settled, by number."""
 
@@ -89,23 +104,16 @@ class ClaimsLedger(SphinxDirective):
         if not rows:
             return [nodes.paragraph(text="No chapter has settled a claim yet.")]
         names = ["No.", "Claim", "Measured", "Verdict"]
-        return [table(names, [self.row(*pair) for pair in rows], "claims-ledger")]
+        return [
+            table(
+                names,
+                [claim_row(row, link(run.docname, row["id"])) for row, run in rows],
+                "claims-ledger",
+            )
+        ]
 
     def warn(self, text: str) -> None:
         logger.warning(text, location=self.get_location(), type="claims")
-
-    def row(self, row: dict, run: Run) -> list[nodes.entry]:
-        verdict = row["verdict"]
-        badge = nodes.strong(
-            text=f"{SIGNS.get(verdict, '?')} {verdict}",
-            classes=["verdict", f"verdict-{verdict.replace(' ', '-')}"],
-        )
-        return [
-            cell(link(run.docname, row["id"]), label="number"),
-            cell(row["claim"], small(row["source"]), label="claim"),
-            cell(row["measured"], small(f"{row['lane']} lane"), label="measured"),
-            cell(badge, row.get("correction", ""), label="verdict"),
-        ]
 
 
 class ExecutionTable(SphinxDirective):

@@ -30,12 +30,12 @@ INDEX = """\
 """
 
 
-def fill_cache() -> int:
+def fill_cache(folder: Path = CACHE) -> int:
     """Hand the executed notebooks to the book's cache; how many there are."""
     # the cache knows nothing of the package or of JAX, so it never outlives a build
-    shutil.rmtree(CACHE, ignore_errors=True)
-    CACHE.mkdir(parents=True)
-    cache = get_cache(str(CACHE))
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    cache = get_cache(str(folder))
     sources = nbs.sources()
     for source in sources:
         ran = nbs.read_executed(source)
@@ -71,10 +71,10 @@ def start_clean_if_needed() -> None:
         shutil.rmtree(BUILD / folder, ignore_errors=True)
 
 
-def build() -> int:
+def build(*options: str, log_path: Path = LOG) -> int:
     """Run Jupyter Book; warnings are errors, and are shown as they come."""
     jupyter_book = Path(sys.executable).with_name("jupyter-book")
-    command = [jupyter_book, "build", ".", "-W", "--keep-going"]
+    command = [jupyter_book, "build", ".", "-W", "--keep-going", *options]
     process = subprocess.Popen(
         command,
         cwd=nbs.ROOT,
@@ -84,7 +84,7 @@ def build() -> int:
     )
     assert process.stdout is not None
     told = False
-    with LOG.open("w", encoding="utf-8") as log:
+    with log_path.open("w", encoding="utf-8") as log:
         for line in process.stdout:
             line = nbs.COLOUR.sub("", line)
             log.write(line)
@@ -92,7 +92,7 @@ def build() -> int:
                 print(line.rstrip(), flush=True)
                 told = True
     if process.wait() and not told:
-        print("\n".join(LOG.read_text(encoding="utf-8").splitlines()[-25:]))
+        print("\n".join(log_path.read_text(encoding="utf-8").splitlines()[-25:]))
     return process.returncode
 
 

@@ -44,7 +44,7 @@ def copy(page, name: str) -> list[str]:
         return []
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     sources = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
-    cell = page.locator("div.highlight-ipython3").first
+    cell = page.locator("div.highlight-ipython3:visible").first
     cell.hover()
     cell.locator("button.copybtn").click()
     copied = page.evaluate("() => navigator.clipboard.readText()")
@@ -108,7 +108,7 @@ def preview(page, base: str) -> list[str]:
 
 def run(base: str, names: list[str]) -> tuple[list[str], dict[str, float]]:
     """What goes wrong in a reader's hands, and each page's first paint."""
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import Error, sync_playwright
 
     faults, paints = [], {}
     with sync_playwright() as playwright:
@@ -127,7 +127,10 @@ def run(base: str, names: list[str]) -> tuple[list[str], dict[str, float]]:
         for name in names:
             page.goto(base + name, wait_until="load")
             settle(page)
-            found = copy(page, name) + slide(page) + unfold(page)
+            try:
+                found = copy(page, name) + slide(page) + unfold(page)
+            except Error as error:  # such as a button that is not there
+                found = [str(error).splitlines()[0]]
             faults += [f"{name}: {fault}" for fault in found]
         faults += search(page, base) + preview(page, base)
         browser.close()

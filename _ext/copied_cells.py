@@ -1,8 +1,7 @@
 """A second copy button on a code cell: the cell together with those that it needs.
 
 The page gets the list of what each cell needs (`slices.py`); the button is made by
-`copied_cells.js`, and only there where scripts run. Cells with nothing to bring along,
-the setup cell first of all, have no such button.
+`copied_cells.js`, and only there where scripts run. The setup cell needs none.
 """
 
 import json

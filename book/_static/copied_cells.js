@@ -11,7 +11,7 @@ document.addEventListener("DOMContentLoaded", () => {
     if (!block || parts.includes(undefined)) continue;
     const count = needed.length;
     const others = count === 1 ? "the setup cell" : `the ${count} cells it needs`;
-    const label = `Copy with ${others}`;
+    const label = `+${count}: copy with ${others}`;
     const button = document.createElement("button");
     button.className = "copy-needs";
     button.type = "button";

@@ -177,6 +177,10 @@ def test_numbers_are_those_of_the_pages(tex, printed):
     assert re.search(r"\\hyperref\[[^]]*fig-one[^]]*\]\{Fig.{0,4} \\ref", tex)
 
 
+def test_links_into_solutions_have_an_end(tex):
+    assert r"\phantomsection\label{book/07_depth:solution-content}" in tex
+
+
 def test_what_pages_fold_is_open_but_for_code(tex):
     assert "By counting." in tex
     assert "It works." in tex

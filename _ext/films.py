@@ -128,11 +128,11 @@ def address(builder, image: nodes.image) -> str:
 def visit_latex(self, node: film) -> None:
     """Three frames: upright ones side by side, wide ones one above the other."""
     width, height = node.frames[0]["size"]
-    share, between = (
-        (0.72, r"\par\medskip") if width > 1.3 * height else (0.31, r"\hfill")
-    )
+    share, between = 0.31, r"\hfill"
+    if width > 1.1 * height:
+        share, between = min(0.72, 0.44 * width / height), r"\par\medskip"
     frames = [
-        rf"\begin{{minipage}}{{{share}\linewidth}}\centering"
+        rf"\begin{{minipage}}{{{share:.2f}\linewidth}}\centering"
         rf"\includegraphics[width=\linewidth]{{{self.builder.images[image['uri']]}}}"
         rf"\par\small {self.encode(image['label'])}\end{{minipage}}"
         for image in node.frames

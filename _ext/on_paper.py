@@ -124,6 +124,19 @@ class Numbers(PaperTransform):
                         node.replace_self([start, node])
 
 
+class Anchors(PaperTransform):
+    """Keep what links lead to in sections that have no title, such as solutions."""
+
+    def run(self, **kwargs) -> None:
+        for page in files(self.document):
+            for section in page.findall(nodes.section):
+                if isinstance(section.children[0], nodes.title):
+                    continue
+                for label in section["ids"]:
+                    place = rf"\phantomsection\label{{{page['docname']}:{label}}}"
+                    section.insert(0, latex(place))
+
+
 class OpenBoxes(PaperTransform):
     """Leave out folded code, and give our tables their columns."""
 
@@ -208,7 +221,7 @@ def write_numbers(app, exception) -> None:
 
 
 def setup(app) -> dict:
-    for transform in (Parts, Numbers, OpenBoxes, Verdicts, Drawings):
+    for transform in (Parts, Numbers, Anchors, OpenBoxes, Verdicts, Drawings):
         app.add_post_transform(transform)
     app.connect("config-inited", add_preamble)
     app.connect("build-finished", write_numbers)

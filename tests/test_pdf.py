@@ -10,10 +10,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import build_pdf
 import matplotlib.pyplot as plt
 import notebooks
+import pdf_download
 import pytest
 import yaml
 from nbformat import v4
@@ -175,6 +177,10 @@ def test_numbers_are_those_of_the_pages(tex, printed):
     assert re.search(r"\\hyperref\[[^]]*fig-one[^]]*\]\{Fig.{0,4} \\ref", tex)
 
 
+def test_links_into_solutions_have_an_end(tex):
+    assert r"\phantomsection\label{book/07_depth:solution-content}" in tex
+
+
 def test_what_pages_fold_is_open_but_for_code(tex):
     assert "By counting." in tex
     assert "It works." in tex
@@ -249,3 +255,26 @@ def test_a_failed_run_leaves_the_pdf_there_was(tmp_path, monkeypatch, capsys):
     assert old.read_bytes() == b"old"
     assert not (work / "_build" / "latex" / "half.aux").exists()
     assert "FAILED" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_site_offers_the_pdf_where_there_is_one(tmp_path, there):
+    out = tmp_path / "_build" / "html"
+    out.mkdir(parents=True)
+    if there:
+        pdf_download.made(tmp_path).write_bytes(b"%PDF")
+    config = SimpleNamespace()
+    builder = SimpleNamespace(format="html")
+    app = SimpleNamespace(srcdir=tmp_path, outdir=out, config=config, builder=builder)
+    menu = {"label": "download-buttons", "buttons": []}
+    pdf_download.look(app, config)
+    context = {"header_buttons": [menu], "pathto": lambda name, _: f"../{name}"}
+    pdf_download.add_button(app, "book/intro", "page.html", context, None)
+    pdf_download.copy(app, None)
+    urls = [button["url"] for button in menu["buttons"]]
+    assert urls == (["../gauss-flows.pdf"] if there else [])
+    assert (out / "gauss-flows.pdf").exists() == there
+
+
+def test_the_pdf_of_the_tools_is_the_one_that_is_offered():
+    assert build_pdf.PDF == pdf_download.made(notebooks.ROOT)

@@ -26,10 +26,11 @@ serve: ## show the built book at http://localhost:8000 (PORT=... for another)
 records: setup ## run the chapters in the full lane and write book/records (CHAPTER=... for one)
 	@$(RUN) tools/run_notebooks.py --records $(CHAPTER)
 
-benchmark: setup ## measure beside flowjax and the PyTorch libraries: an hour, quiet
+benchmark: setup ## measure beside flowjax and the PyTorch libraries: over an hour, quiet
 	@$(RUN) benchmarks/profile_step.py
 	@$(RUN) benchmarks/peers.py
 	@$(RUN) benchmarks/images.py
+	@$(RUN) benchmarks/beyond.py
 
 check-pages: setup ## open every built page in headless Chromium, light, dark and phone
 	@$(RUN) tools/check_pages.py

@@ -30,10 +30,11 @@ pdf: notebooks ## set the whole book as a PDF in _build/gauss-flows.pdf (install
 records: setup ## run the chapters in the full lane and write book/records (CHAPTER=... for one)
 	@$(RUN) tools/run_notebooks.py --records $(CHAPTER)
 
-benchmark: setup ## measure beside flowjax and the PyTorch libraries: an hour, quiet
+benchmark: setup ## measure beside flowjax and the PyTorch libraries: over an hour, quiet
 	@$(RUN) benchmarks/profile_step.py
 	@$(RUN) benchmarks/peers.py
 	@$(RUN) benchmarks/images.py
+	@$(RUN) benchmarks/beyond.py
 
 check-pages: setup ## open every built page in headless Chromium and use it
 	@$(RUN) tools/check_pages.py

@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -46,16 +47,20 @@ Row = dict[str, Any]
 
 
 class Process:
-    """One model of one library: asked to train, or for the time of a step."""
+    """One model of one library: asked to train, or for the time of a step.
 
-    def __init__(self, job: Job, folder: Path):
+    ``task`` names the programs that do it, ``image_jax.py`` and ``image_torch.py``;
+    ``job`` has a ``library``, and ``data`` is the path that they read.
+    """
+
+    def __init__(self, job: Any, data: Path, task: str = "image"):
         self.job = job
         self.errors = tempfile.TemporaryFile("w+")
         ours = job.library == LIBRARIES[0]
         python = sys.executable if ours else PEERS / "bin/python"
-        worker = HERE / f"image_{'jax' if ours else 'torch'}.py"
+        worker = HERE / f"{task}_{'jax' if ours else 'torch'}.py"
         self.process = subprocess.Popen(
-            [python, worker, json.dumps(job._asdict()), folder],
+            [python, worker, json.dumps(job._asdict()), data],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
@@ -239,11 +244,12 @@ def _short(value: Any) -> Any:
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
-def write(result: dict[str, Any], folder: Path) -> None:
-    """Write numbers and table."""
+def write(result: Row, text: Callable[[Row], str], folder: Path) -> None:
+    """Write numbers, rounded, and the table that ``text`` makes of them."""
+    rounded = _short(result)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "cpu.json").write_text(json.dumps(_short(result), indent=1) + "\n")
-    (folder / "cpu.md").write_text(table(result))
+    (folder / "cpu.json").write_text(json.dumps(rounded, indent=1) + "\n")
+    (folder / "cpu.md").write_text(text(rounded))
 
 
 def main() -> None:
@@ -278,7 +284,7 @@ def main() -> None:
         "rows": [*baselines(data), *rows],
         "seconds": round(time.perf_counter() - begin),
     }
-    write(result, args.out)
+    write(result, table, args.out)
     print(table(result))
 
 

@@ -17,6 +17,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 from cycler import cycler
+from IPython import get_ipython
 from IPython.display import HTML, display
 from matplotlib.colors import to_hex
 from PIL import Image
@@ -181,17 +182,26 @@ def note(name, value):
     """Keep `value` for the prose, which shows it by ``{glue:text}`name` ``.
 
     Text is shown as it is (`"0.500"` stays 0.500, `"-1.4"` gets a true minus); a
-    number may be given its format where it is used: ``{glue:text}`name:.2f` ``.
+    number may be given its format where it is used: ``{glue:text}`name:.2f` ``. A
+    script has no prose, and prints it.
     """
     value = value.item() if hasattr(value, "item") else value
     if isinstance(value, str):
         value = re.sub(r"(?<![\w-])-(?=[\d.])", "−", value)
     prefix = "application/papermill.record/"
-    display(
+    _show(
         {f"{prefix}text/plain": repr(value)},
-        raw=True,
-        metadata={"scrapbook": {"name": name, "mime_prefix": prefix}},
+        {"scrapbook": {"name": name, "mime_prefix": prefix}},
+        script=f"{name}: {value}",
     )
+
+
+def _show(bundle, metadata, *, script):
+    """Show by MIME type where there is a notebook; elsewhere print `script`."""
+    if get_ipython() is None:
+        print(script)
+    else:
+        display(bundle, raw=True, metadata=metadata)
 
 
 def verdicts(rows):
@@ -228,9 +238,8 @@ def verdicts(rows):
         for r in rows
     )
     page = f"{_VERDICT_HEAD}{''.join(map(_verdict_row, rows))}</tbody></table></div>"
-    display(
-        {"text/html": page, "text/plain": plain}, raw=True, metadata={"verdicts": rows}
-    )
+    bundle = {"text/html": page, "text/plain": plain}
+    _show(bundle, {"verdicts": rows}, script=plain)
 
 
 def _verdict_row(row):

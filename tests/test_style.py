@@ -204,6 +204,14 @@ def test_note_shows_what_it_was_given(shown, value, expected):
     assert format_plain_text(output.data[mime], "") == expected
 
 
+def test_a_script_prints_notes_and_verdicts(capsys):
+    note("share", "-0.5")
+    verdicts([ROW])
+    assert capsys.readouterr().out == (
+        "share: −0.5\n07.1 depth <helps> (s): not seen. m [quick lane]\n"
+    )
+
+
 ROW = {
     "id": "07.1",
     "claim": "depth <helps>",

@@ -22,7 +22,7 @@ SEARCHES = {  # what is asked, and where the answer must be among the first five
     "Banach iteration inverse": "book/16_banach_residual.html",
     "held-out loss fixed mask alternating masks": "book/03_masks.html",
 }
-PAINT = "() => performance.getEntriesByName('first-contentful-paint')[0].startTime"
+PAINT = "() => performance.getEntriesByName('first-contentful-paint')[0]?.startTime"
 
 
 def first_paint(browser, url: str) -> float:
@@ -31,8 +31,8 @@ def first_paint(browser, url: str) -> float:
     page = context.new_page()
     session = context.new_cdp_session(page)
     session.send("Emulation.setCPUThrottlingRate", {"rate": SLOW})
-    page.goto(url, wait_until="load")
-    found = page.evaluate(PAINT)
+    page.goto(url, wait_until="commit")
+    found = page.wait_for_function(PAINT).json_value()
     context.close()
     return found
 
@@ -106,9 +106,19 @@ def preview(page, base: str) -> list[str]:
     return [f"book/intro.html: the preview of a term says {text!r}, or stays"]
 
 
+def attempt(trial, *args) -> list[str]:
+    """What a trial finds; one that breaks off, at a missing button say, is a fault."""
+    from playwright.sync_api import Error
+
+    try:
+        return trial(*args)
+    except Error as error:
+        return [f"{trial.__name__}: {str(error).splitlines()[0]}"]
+
+
 def run(base: str, names: list[str]) -> tuple[list[str], dict[str, float]]:
     """What goes wrong in a reader's hands, and each page's first paint."""
-    from playwright.sync_api import Error, sync_playwright
+    from playwright.sync_api import sync_playwright
 
     faults, paints = [], {}
     with sync_playwright() as playwright:
@@ -127,11 +137,9 @@ def run(base: str, names: list[str]) -> tuple[list[str], dict[str, float]]:
         for name in names:
             page.goto(base + name, wait_until="load")
             settle(page)
-            try:
-                found = copy(page, name) + slide(page) + unfold(page)
-            except Error as error:  # such as a button that is not there
-                found = [str(error).splitlines()[0]]
+            found = attempt(copy, page, name)
+            found += attempt(slide, page) + attempt(unfold, page)
             faults += [f"{name}: {fault}" for fault in found]
-        faults += search(page, base) + preview(page, base)
+        faults += attempt(search, page, base) + attempt(preview, page, base)
         browser.close()
     return faults, paints

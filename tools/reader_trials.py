@@ -37,18 +37,38 @@ def first_paint(browser, url: str) -> float:
     return found
 
 
-def copy(page, name: str) -> list[str]:
-    """The button of a page's first cell must give its code, as it ran, and no more."""
+def code_of(name: str) -> list[str]:
+    """The code cells that ran for a page, in order."""
     path = SITE / "notebooks" / name.replace(".html", ".ipynb")
     if not path.exists():
         return []
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    sources = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+    return ["".join(c["source"]).strip() for c in cells if c["cell_type"] == "code"]
+
+
+def copy(page, name: str) -> list[str]:
+    """The button of a page's first cell must give its code, as it ran, and no more."""
+    if not (sources := code_of(name)):
+        return []
     cell = page.locator("div.highlight-ipython3:visible").first
     cell.hover()
     cell.locator("button.copybtn").click()
     copied = page.evaluate("() => navigator.clipboard.readText()")
     return [] if copied.strip() in sources else [f"copies what is no cell: {copied!r}"]
+
+
+def bring(page, name: str) -> list[str]:
+    """The second button must give two whole cells or more, in their order."""
+    button = page.locator("button.copy-needs:visible").last
+    if not button.count():
+        return []
+    button.click()
+    rest = page.evaluate("() => navigator.clipboard.readText()").strip()
+    given = 0
+    for source in code_of(name):
+        if source and rest.startswith(source):
+            rest, given = rest.removeprefix(source).strip(), given + 1
+    return [] if given > 1 and not rest else [f"brings along what is no cell: {rest!r}"]
 
 
 def slide(page) -> list[str]:
@@ -137,7 +157,7 @@ def run(base: str, names: list[str]) -> tuple[list[str], dict[str, float]]:
         for name in names:
             page.goto(base + name, wait_until="load")
             settle(page)
-            found = attempt(copy, page, name)
+            found = attempt(copy, page, name) + attempt(bring, page, name)
             found += attempt(slide, page) + attempt(unfold, page)
             faults += [f"{name}: {fault}" for fault in found]
         faults += attempt(search, page, base) + attempt(preview, page, base)

@@ -152,7 +152,7 @@ def table(found: dict[str, Profile], depth: int) -> str:
         f"{about['processor']}, jax {jax.__version__}, "
         f"{datetime.now(UTC).date().isoformat()}, commit `{commit()}`.\n"
         ":name: tab-profile\n\n"
-        f"| | {' | '.join(found)} |\n|:--|{'--:|' * len(found)}\n"
+        f"| part | {' | '.join(found)} |\n|:--|{'--:|' * len(found)}\n"
         + "\n".join(lines)
         + "\n:::\n"
     )

@@ -9,6 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+ROWS_READ = 1 << 16
+"""How many rows of a file are looked at together."""
+
 
 def at_least_one(**values: Any) -> None:
     """Raise ``ValueError`` unless each value is an integer of at least 1."""
@@ -52,13 +55,14 @@ def varying(layer: str, what: str, x: Array) -> Array:
     )
 
 
-def rows(name: str, x: Any, flow: Any) -> Array:
+def rows(name: str, x: Any, flow: Any) -> Array | np.memmap:
     """Return ``x`` as an array of events of ``flow``, or raise ``ValueError``.
 
     Where ``flow`` has a ``shape`` the rows must have it; where it has inexact arrays
     ``x`` must have their dtype: it is never cast, as that would hide a precision lost.
+    A memory-mapped file is read once, part by part, and returned as it is.
     """
-    x = jnp.asarray(x)
+    x = x if isinstance(x, np.memmap) else jnp.asarray(x)
     shape = getattr(flow, "shape", None)
     if x.ndim == 0 or (shape is not None and x.shape[1:] != tuple(shape)):
         sizes = "".join(f", {size}" for size in shape) if shape is not None else ", ..."
@@ -71,7 +75,12 @@ def rows(name: str, x: Any, flow: Any) -> Array:
             f"expected {name} of the flow's dtype {expected}, got {x.dtype}; "
             "convert one of them"
         )
-    bad = ~jnp.isfinite(x).reshape(len(x), -1).all(axis=1)
+    bad = np.concatenate(
+        [
+            ~np.asarray(jnp.isfinite(part).reshape(len(part), -1).all(axis=1))
+            for part in (x[i : i + ROWS_READ] for i in range(0, len(x), ROWS_READ))
+        ]
+    )
     if bad.any():
         row = int(bad.argmax())
         raise ValueError(

@@ -16,7 +16,7 @@ from ._run import Run
 from .stack import normalizing_map, walk
 
 
-def layers(plan: Plan, run: Run, key: Array, x: Array) -> np.ndarray:
+def layers(plan: Plan, run: Run, key: Array, x: Array | np.memmap) -> np.ndarray:
     """Name the layer at which training failed, or None, for each seed if many.
 
     Args:
@@ -57,7 +57,8 @@ def _failed(run):
 
 def _first(plan, flow, key, x, step):
     """What is not finite in the step that failed, and where."""
-    batch, loss_key = _batch_of_step(key, x, step, plan.batch_size)
+    numbers, loss_key = _draw_of_step(key, len(x), step, plan.batch_size)
+    batch = jnp.asarray(x[np.asarray(numbers)])
     loss = eqx.Partial(_on_wrapped(plan.loss), key=loss_key)
     try:
         find = _block if isinstance(flow, Transformed) else _leaf
@@ -67,9 +68,11 @@ def _first(plan, flow, key, x, step):
 
 
 @eqx.filter_jit
-def _batch_of_step(key, x, step, batch_size):
-    before = jax.lax.fori_loop(0, step, lambda _, key: draw(key, x, batch_size)[0], key)
-    return draw(before, x, batch_size)[1:]
+def _draw_of_step(key, rows, step, batch_size):
+    def next_key(_, key):
+        return draw(key, rows, batch_size)[0]
+
+    return draw(jax.lax.fori_loop(0, step, next_key, key), rows, batch_size)[1:]
 
 
 # Cached, so that a second failure finds the same function and compiles nothing.

@@ -25,7 +25,11 @@ Loss = Callable[[Any, Array, PRNGKeyArray], Array]
 
 
 class Plan(NamedTuple):
-    """All that is fixed before compilation; None turns an option off."""
+    """All that is fixed before compilation; None turns an option off.
+
+    Where data are ``streamed``, ``interval`` gets the batches of its steps, (interval,
+    batch_size, ...), in the place of all rows.
+    """
 
     loss: Loss
     optimizer: Callable[[optax.Schedule], optax.GradientTransformation]
@@ -36,6 +40,7 @@ class Plan(NamedTuple):
     ema: float | None = None
     patience: int | None = None
     mesh: Mesh | None = None
+    streamed: bool = False
 
 
 class Rates(NamedTuple):
@@ -124,10 +129,21 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def draw(key: Array, x: Array, batch_size: int) -> tuple[Array, Array, Array]:
-    """The next key, the batch of a step, and the key of its loss."""
+def draw(key: Array, rows: int, batch_size: int) -> tuple[Array, Array, Array]:
+    """The next key, the numbers of the rows of a step's batch, and its loss's key."""
     key, batch_key, loss_key = jr.split(key, 3)
-    return key, x[jr.randint(batch_key, (batch_size,), 0, x.shape[0])], loss_key
+    return key, jr.randint(batch_key, (batch_size,), 0, rows), loss_key
+
+
+@eqx.filter_jit
+def draw_ahead(key: Array, rows: int, batch_size: int, steps: int) -> Array:
+    """The numbers of the rows that the next steps draw, (steps, batch_size)."""
+
+    def one(key, _):
+        key, numbers, _ = draw(key, rows, batch_size)
+        return key, numbers
+
+    return jax.lax.scan(one, key, length=steps)[1]
 
 
 def one_cycle(count: Array, steps: Array) -> Array:
@@ -151,30 +167,32 @@ def _one_interval(plan, static, rates, x, x_val, start, stop, updates, state):
     if x_val is not None:
         state, value = _validate(plan, static, x_val, updates, state, start)
 
-    def body(state, index):
+    def body(state, step):
+        index, read = step
         # How many steps is data, so that a remainder compiles no second program; and
         # `index` has no seed axis, so that under vmap this stays a branch.
         return jax.lax.cond(
             index < stop,
-            lambda s: _step(plan, static, rates, x, updates, s, index),
+            lambda s: _step(plan, static, rates, x, updates, s, index, read),
             lambda s: (s, (nan, nan)),
             state,
         )
 
     indices = start + jnp.arange(plan.interval, dtype=start.dtype)
-    state, records = jax.lax.scan(body, state, indices)
+    batches = x if plan.streamed else None
+    state, records = jax.lax.scan(body, state, (indices, batches))
     return state, (value, *records)
 
 
-def _step(plan, static, rates, x, updates, state, index):
+def _step(plan, static, rates, x, updates, state, index, read):
     """One step; after the last update the parameters are tried, not changed."""
 
     def objective(params):
         flow = paramax.unwrap(eqx.combine(params, static))
         return plan.loss(flow, batch, loss_key).astype(x.dtype)
 
-    key, batch, loss_key = draw(state.key, x, plan.batch_size)
-    batch = _split(plan, batch)
+    key, numbers, loss_key = draw(state.key, len(x), plan.batch_size)
+    batch = _split(plan, x[numbers] if read is None else read)
     value, grads = eqx.filter_value_and_grad(objective)(state.params)
     norm = _norm(grads).astype(x.dtype)
     factor = plan.schedule or partial(one_cycle, steps=updates)

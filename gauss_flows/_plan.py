@@ -38,12 +38,13 @@ def plan(
     loss: Any,
     devices: Sequence[Any] | None,
     validated: bool,
+    streamed: bool,
     seeds: int | None,
 ) -> tuple[_loop.Plan, _loop.Rates, dict[str, Any]]:
     """The plan of a run, its rates, and those settings that a checkpoint names.
 
-    ``rows`` is the number of rows of data; ``validated`` tells if some are held out;
-    ``seeds`` is None where one flow is trained.
+    ``rows`` is the number of rows of data; ``validated`` tells if some are held out,
+    ``streamed`` if they stay on the disk; ``seeds`` is None where one flow is trained.
     """
     _check.at_least_one(steps=steps, batch_size=batch_size, eval_every=eval_every)
     finished = isinstance(optimizer, optax.GradientTransformation)
@@ -73,6 +74,7 @@ def plan(
         ema=ema,
         patience=patience,
         mesh=None if devices is None else _mesh(devices, batch_size),
+        streamed=streamed,
     )
     rates = _loop.Rates(
         peak=_rate("learning_rate", learning_rate, seeds, dtype),

@@ -22,6 +22,7 @@ from ._loop import (
     Plan,
     Rates,
     State,
+    draw_ahead,
     initial_state,
     interval,
     replicated,
@@ -71,7 +72,7 @@ def run(
     rates: Rates,
     flow: PyTree,
     key: Array,
-    x: Array,
+    x: Array | np.memmap,
     x_val: Array | None,
     steps: int,
     *,
@@ -79,26 +80,30 @@ def run(
     progress: bool,
     store: Store | None,
 ) -> Run:
-    """Train; the host is asked once an interval. Arrays are checked by the caller."""
+    """Train; the host is asked once an interval. The caller has checked all data."""
     params, static = trainable(flow)
     state = initial_state(plan, params, key, x.dtype)
     blank = np.full((2, *np.shape(state.failed), steps + 1), np.nan, x.dtype)
     log = {"steps": blank, "val_steps": np.zeros(0, int)}
-    shared = (plan, *_place(plan, (static, rates, x, x_val)))
+    memory = None if isinstance(x, np.memmap) else x
+    on_devices = _place(plan, (static, rates, x_val, memory))
     position = 0
 
-    def inputs(start, stop):
-        return *shared, *(jnp.asarray(i, jnp.int32) for i in (start, stop, steps))
+    def inputs(start, stop, state):
+        static, rates, x_val, rows = on_devices
+        rows = _read(plan, x, state.key) if isinstance(x, np.memmap) else rows
+        counts = (jnp.asarray(i, jnp.int32) for i in (start, stop, steps))
+        return plan, static, rates, rows, x_val, *counts
 
     if store is not None:
-        program = interval.lower(inputs(0, 0), _owned(plan, state)).as_text()
+        program = interval.lower(inputs(0, 0, state), _owned(plan, state)).as_text()
         hashes = _hashes(x=x, x_val=x_val, start=(state, static), program=program)
         store = store._replace(settings=store.settings | hashes)
         state, log, position = _resume(store, state, log)
     begin = perf_counter()
     advance = interval
     if position <= steps:
-        advance = compiled(plan, inputs(0, 0), _owned(plan, state))
+        advance = compiled(plan, inputs(0, 0, state), _owned(plan, state))
     ready = perf_counter()
     state = _owned(plan, state)
     with Progress(steps, position, progress) as bar:
@@ -107,7 +112,7 @@ def run(
         for start in [start for start in starts if start >= position]:
             stop = min(start + plan.interval, steps) if start < steps else steps + 1
             seen = report and eqx.combine(_local(state.candidate()), static)
-            state, (value, *new) = advance(inputs(start, stop), state)
+            state, (value, *new) = advance(inputs(start, stop, state), state)
             log["steps"][..., start:stop] = np.stack(new)[..., : stop - start]
             losses, value = log["steps"][0, ..., :stop].copy(), np.asarray(value)
             found = (report and report(start, seen, losses[..., :start], value)) or {}
@@ -168,6 +173,13 @@ def _appended(log: Log, start, value, found) -> Log:
 def _owned(plan: Plan, state: State) -> State:
     """A copy to donate: the caller's flow and key must outlive the call."""
     return jax.tree.map(jnp.copy, _place(plan, state))
+
+
+def _read(plan: Plan, x: np.memmap, key: Array) -> Array:
+    """Read the batches of the next interval: the rows that ``key`` will draw."""
+    here = on_data(lambda data: jnp.asarray(np.asarray(data)), key)
+    numbers = draw_ahead(here, len(x), plan.batch_size, plan.interval)
+    return _place(plan, jnp.asarray(x[np.asarray(numbers)]))
 
 
 def _place(plan: Plan, tree: PyTree) -> PyTree:

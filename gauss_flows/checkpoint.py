@@ -119,7 +119,9 @@ def fingerprint(tree: PyTree) -> str:
     digest = hashlib.sha256()
     for leaf in filter(_is_array, jax.tree.leaves(tree)):
         digest.update(_label(leaf).encode())
-        digest.update(_to_numpy(leaf).tobytes())
+        # no copy: what is hashed may be a memory-mapped file larger than the memory
+        flat = np.ascontiguousarray(_to_numpy(leaf)).reshape(-1)
+        digest.update(flat.view(np.uint8).data)
     return digest.hexdigest()[:16]
 
 

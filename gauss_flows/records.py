@@ -1,4 +1,4 @@
-"""Lanes and records: how large a chapter runs, and what its full run found.
+"""Lanes and records: how large a chapter runs, what its full run found, and what ran.
 
 A chapter runs in the lane that the environment variable `GAUSS_FLOWS_LANE` names:
 `quick` (the default) or `full`. A full run leaves its result tables as one JSON
@@ -8,6 +8,9 @@ them beside its own. Without that variable nothing is written and nothing is fou
 A file holds chapter, lane, settings, tables, seconds, device, versions, commit and
 date. Numbers in tables keep ten significant digits. JSON has no NaN and no infinity:
 they are stored as the texts "nan", "inf" and "-inf", and `load` turns them back.
+
+The record of a single training run, which `fit(..., record=file)` writes, says what
+must be the same for its numbers to come again: `save_run`.
 """
 
 import json
@@ -23,6 +26,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.random as jr
+from jaxtyping import Array
+
+from . import checkpoint
 
 LANES = ("quick", "full")
 PACKAGES = ("jax", "flowjax", "equinox", "optax", "gauss_flows")
@@ -85,26 +92,51 @@ def save(
         "settings": _plain(settings),
         "tables": _plain(tables, digits=10),
         "seconds": float(f"{seconds:.4g}"),
-        "device": _device(),
-        "versions": {"python": platform.python_version()}
-        | {name: _version(name) for name in PACKAGES},
-        "commit": _commit(folder, chapter),
-        "date": datetime.now(UTC).date().isoformat(),
+        **_where_and_when(folder, "gauss_flows", "_style.py", f"book/{chapter}.md"),
     }
     path = _path(folder, chapter)
     _check(_restore(record), path)
     folder.mkdir(parents=True, exist_ok=True)
-    # A reader of the folder sees the old file or the new one, never half of one.
-    descriptor, name = tempfile.mkstemp(dir=folder, suffix=".tmp")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(_text(record))
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+    _write(path, _text(record))
     return path
+
+
+def save_run(
+    path: str | os.PathLike,
+    *,
+    settings: dict[str, Any],
+    key: Array,
+    data: dict[str, Any],
+    flows: dict[str, Any],
+    result: dict[str, Any],
+) -> None:
+    """Write the record of one training run, as JSON, whole or not at all.
+
+    Beside what is given it holds device, versions, date, and the commit of the folder
+    in which the program runs ("+changes" where something there is not committed). Two
+    runs with equal settings, key, checksums, versions and device should have found the
+    same: equal fingerprints of their flows.
+
+    Args:
+        path: The file; what was there is replaced.
+        settings: What the run used, numbers and texts by name.
+        key: The random key with which it began, or one a seed.
+        data: Arrays by name; their shapes, dtypes and checksums are written.
+        flows: Pytrees by name; fingerprints of their arrays are written.
+        result: What came out, numbers, texts and arrays by name.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    record = {
+        "settings": _plain(settings),
+        "key": {"impl": str(jr.key_impl(key)), "data": jr.key_data(key).tolist()},
+        "data": {name: _described(array) for name, array in data.items()},
+        "flows": {name: checkpoint.fingerprint(flow) for name, flow in flows.items()},
+        "result": _plain(result),
+        **_where_and_when(Path.cwd(), "."),
+    }
+    _write(Path(path), json.dumps(record, indent=1, allow_nan=False) + "\n")
 
 
 def load(chapter: str) -> dict[str, Any] | None:
@@ -144,6 +176,38 @@ def describe(record: dict[str, Any]) -> str:
     return ", ".join(
         parts if seeds is None else [parts[0], f"{seeds} seeds", *parts[1:]]
     )
+
+
+def _described(array: Any) -> dict[str, Any]:
+    return {
+        "shape": list(array.shape),
+        "dtype": str(array.dtype),
+        "checksum": checkpoint.fingerprint(array),
+    }
+
+
+def _where_and_when(folder: Path, *ran: str) -> dict[str, Any]:
+    """Device, versions, date, and the commit of what ran."""
+    return {
+        "device": _device(),
+        "versions": {"python": platform.python_version()}
+        | {name: _version(name) for name in PACKAGES},
+        "commit": _commit(folder, *ran),
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file: a reader of its folder sees the old or the new, never a half."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
 
 
 def _folder() -> Path | None:
@@ -248,7 +312,7 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _commit(folder: Path, chapter: str) -> str:
+def _commit(folder: Path, *ran: str) -> str:
     """Commit of the code that ran; "+changes" where what ran was not committed."""
     where = folder if folder.exists() else folder.parent
 
@@ -263,7 +327,6 @@ def _commit(folder: Path, chapter: str) -> str:
     try:
         top = git("rev-parse", "--show-toplevel").stdout.strip()
         commit = git("rev-parse", "--short=12", "HEAD").stdout.strip()
-        ran = ("gauss_flows", "_style.py", f"book/{chapter}.md")
         changed = git("-C", top, "status", "--porcelain", "--", *ran).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

@@ -19,7 +19,7 @@ import optax
 from flowjax.distributions import Transformed
 from jaxtyping import Array, Float, Key, PRNGKeyArray, PyTree, Shaped
 
-from . import _check, _failure, _plan, _run
+from . import _check, _failure, _plan, _run, records
 from ._loop import Loss
 from ._plan import PEAK, Optimizer
 
@@ -123,6 +123,7 @@ def fit(
     checkpoint: str | os.PathLike | None = None,
     checkpoint_every: int = 1000,
     devices: Sequence[Any] | None = None,
+    record: str | os.PathLike | None = None,
     progress: bool = True,
     throw: bool = True,
 ) -> FitResult:
@@ -150,7 +151,10 @@ def fit(
     Args:
         key: Random key of the batches.
         flow: A flowjax distribution, or any pytree if ``loss`` is given.
-        x: Training data, shape ``(n, *flow.shape)``, of the flow's dtype.
+        x: Training data, shape ``(n, *flow.shape)``, of the flow's dtype. A memory-
+            mapped file, as from ``np.load(path, mmap_mode="r")``, stays on the disk:
+            before each interval of ``eval_every`` steps its batches are read, the same
+            rows that would be drawn in memory.
         steps: Number of updates.
         batch_size: Rows drawn for each step, at most n.
         learning_rate: Peak of the learning rate. It is data, like ``clip``: another
@@ -181,6 +185,9 @@ def fit(
         checkpoint_every: Steps from one checkpoint to the next.
         devices: Devices over which the rows of each batch are split, and those of
             ``x_val`` if their number divides it. ``batch_size`` must be a multiple.
+        record: File for the run's record (``records.save_run``), written at its end,
+            also where it failed: settings, key, checksums of data and flow, versions,
+            device, commit, and what came out.
         progress: Whether to show a progress bar; in a log file, a line now and then.
         throw: Whether a failure raises, or is only told by ``failed_step``.
 
@@ -199,7 +206,7 @@ def fit(
         learning_rate=learning_rate, schedule=schedule, clip=clip, optimizer=optimizer,
         loss=loss, eval_every=eval_every, patience=patience, ema=ema, callback=callback,
         checkpoint=checkpoint, checkpoint_every=checkpoint_every, devices=devices,
-        progress=progress, throw=throw,
+        record=record, progress=progress, throw=throw,
     )  # fmt: skip
 
 
@@ -223,6 +230,7 @@ def fit_many(
     checkpoint: str | os.PathLike | None = None,
     checkpoint_every: int = 1000,
     devices: Sequence[Any] | None = None,
+    record: str | os.PathLike | None = None,
     progress: bool = True,
     throw: bool = True,
 ) -> FitResult:
@@ -241,7 +249,8 @@ def fit_many(
     Args:
         keys: One key a seed, as from ``jr.split(key, seeds)``.
         build: Makes an untrained flow from a key; must be traceable by ``vmap``.
-        x: Training data, the same for all seeds, shape ``(n, *flow.shape)``.
+        x: Training data, the same for all seeds, shape ``(n, *flow.shape)``. All of
+            it is loaded.
         steps: As for ``fit``, like all that follows.
         batch_size: See ``fit``. Each seed draws its own batches.
         learning_rate: See ``fit``; or one a seed, (seeds,), to try several at once.
@@ -257,6 +266,7 @@ def fit_many(
         checkpoint: See ``fit``.
         checkpoint_every: See ``fit``.
         devices: See ``fit``.
+        record: See ``fit``.
         progress: See ``fit``.
         throw: See ``fit``.
 
@@ -277,7 +287,7 @@ def fit_many(
         learning_rate=learning_rate, schedule=schedule, clip=clip, optimizer=optimizer,
         loss=loss, eval_every=eval_every, patience=patience, ema=ema, callback=callback,
         checkpoint=checkpoint, checkpoint_every=checkpoint_every, devices=devices,
-        progress=progress, throw=throw,
+        record=record, progress=progress, throw=throw,
     )  # fmt: skip
 
 
@@ -329,19 +339,24 @@ def _by_likelihood(flow, batch, key):
 
 def _fit(
     flow, flows, key, x, x_val, *, loss, callback, checkpoint, checkpoint_every,
-    progress, throw, **options,
+    record, progress, throw, **options,
 ):  # fmt: skip
     """Check all arguments, train, and put the result together."""
     _check.at_least_one(checkpoint_every=checkpoint_every)
+    if record is not None and not os.access(Path(record).parent, os.W_OK):
+        raise OSError(f"expected a folder to write {record} into, got none")
     if loss is None and not hasattr(flow, "log_prob"):
         kind = type(flow).__name__
         raise ValueError(f"expected a flow with `log_prob`, or a `loss`, got {kind}")
     x = _check.rows("x", x, flow)
-    x_val = x_val if x_val is None else _check.rows("x_val", x_val, flow)
+    streamed = isinstance(x, np.memmap) and flows is None
+    x = x if streamed else jnp.asarray(x)
+    if x_val is not None:
+        x_val = jnp.asarray(_check.rows("x_val", x_val, flow))
     plan, rates, settings = _plan.plan(
         flow, len(x), loss=loss or _by_likelihood,
         seeds=None if flows is None else key.size, validated=x_val is not None,
-        **options,
+        streamed=streamed, **options,
     )  # fmt: skip
     store = checkpoint and _run.Store(Path(checkpoint), checkpoint_every, settings)
     run = _run.run(
@@ -366,9 +381,32 @@ def _fit(
         failed_layer=tuple(layers) if plan.many else layers.item(),
         recorded={k[1:]: v for k, v in run.log.items() if k.startswith(".")},
     )
+    if record is not None and jax.process_index() == 0:
+        functions = {"loss": loss} | {k: options[k] for k in ("optimizer", "schedule")}
+        names = {k: f and getattr(f, "__qualname__", "") for k, f in functions.items()}
+        records.save_run(
+            record,
+            settings=settings | names,
+            key=key,
+            data={"x": x} | ({} if x_val is None else {"x_val": x_val}),
+            flows={"start": flow if flows is None else flows, "flow": result.flow},
+            result=_in_short(result),
+        )
     if throw and np.any(run.failed >= 0):
         raise NonFiniteError(_failure.message(run, layers), result)
     return result
+
+
+def _in_short(result: FitResult) -> dict[str, Any]:
+    """What a record says of a result: all but flows and curves."""
+    told = (
+        "best_step", "failed_step", "failed_layer", "stopped_step", "compile_seconds",
+        "run_seconds",
+    )  # fmt: skip
+    short = {name: getattr(result, name) for name in told}
+    if result.val_loss.size:
+        short["lowest_val_loss"] = result.val_loss.min(axis=-1)
+    return short | {"last_train_loss": result.train_loss[..., -1]}
 
 
 def _or_none(steps):

@@ -6,10 +6,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+import equinox as eqx
+import jax
 import jax.numpy as jnp
+import jax.random as jr
 import numpy as np
 import pytest
 
+import gauss_flows as gf
 from gauss_flows import records
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -205,3 +209,50 @@ def test_every_record_of_the_book_has_the_form_and_the_settings(path):
     assert record["settings"] == wanted
     assert "unknown" not in record["commit"]
     assert record["date"] >= "2026-11-22"
+
+
+def run_record(file, key=2, **options):
+    """What ``fit`` writes of a small run."""
+    x = np.linspace(-1, 1, 40, dtype=np.float32).reshape(20, 2)
+    layer = eqx.nn.Linear(2, 2, key=jr.key(1))
+
+    def loss(layer, batch, key):
+        return ((jax.vmap(layer)(batch) - batch) ** 2).mean()
+
+    options = {"steps": 4, "batch_size": 8, "progress": False, "loss": loss} | options
+    gf.fit(jr.key(key), layer, x, record=file, **options)
+    return json.loads(file.read_text("utf-8"))
+
+
+def test_a_run_tells_what_must_be_the_same_for_its_numbers_to_come_again(tmp_path):
+    one = run_record(tmp_path / "run.json")
+    assert list(one) == [
+        "settings", "key", "data", "flows", "result", "device", "versions", "commit",
+        "date",
+    ]  # fmt: skip
+    assert one["settings"]["steps"] == 4
+    assert one["settings"]["optimizer"] == "adam"
+    assert one["key"] == {"impl": "threefry2x32", "data": [0, 2]}
+    assert one["data"]["x"]["shape"] == [20, 2]
+    assert math.isfinite(one["result"]["last_train_loss"])
+    again = run_record(tmp_path / "again.json")
+    assert again["data"] == one["data"]
+    assert again["flows"] == one["flows"]
+    other = run_record(tmp_path / "other.json", key=3)
+    assert other["flows"]["start"] == one["flows"]["start"]
+    assert other["flows"]["flow"] != one["flows"]["flow"]
+
+
+def test_the_record_of_a_run_that_failed_is_written(tmp_path):
+    def loss(layer, batch, key):
+        return layer.weight.sum() * jnp.nan
+
+    one = run_record(tmp_path / "run.json", loss=loss, throw=False)
+    assert one["result"]["failed_step"] == 0
+    assert one["result"]["last_train_loss"] == "nan"
+    assert one["settings"]["loss"].endswith("loss")
+
+
+def test_a_record_that_cannot_be_written_is_told_before_training(tmp_path):
+    with pytest.raises(OSError, match="expected a folder to write"):
+        run_record(tmp_path / "missing" / "run.json")

@@ -1,6 +1,6 @@
 """Kill training at random moments and resume it, again and again: the same bits?
 
-    python benchmarks/kill_and_resume.py [--kills 50] [--seed 0]
+    .venv/bin/python trials/kills_of_fit.py [--kills 200] [--seed 0] [--out FILE]
 
 A process trains a small affine flow with all that a checkpoint has to keep: Adam and
 its schedule, held-out loss and best parameters, an average, what a callback records. It
@@ -9,15 +9,23 @@ Then it is started again and again, to be killed (``SIGKILL``) at a random momen
 in four from the start on, the others while it steps and writes. When it comes to its
 end, it begins anew, until there were enough kills; then it is left alone to finish.
 Each end must hold the bits of the reference. Exits with 1 otherwise.
+
+Each process is forked from one that has imported everything and run nothing, and all
+share a compilation cache, which is written under the same kills.
 """
 
 import argparse
+import json
+import multiprocessing
 import random
-import subprocess
+import signal
 import sys
 import tempfile
 import time
+from datetime import UTC, datetime
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -26,33 +34,40 @@ import numpy as np
 
 import gauss_flows as gf
 
+HERE = Path(__file__).resolve().parent
 RECORDS = ("train_loss", "gradient_norm", "val_steps", "val_loss")
+STEPS = 6000
+FORKS = multiprocessing.get_context("forkserver")
 
 
-def train(checkpoint: Path, out: Path) -> None:
-    """What is killed: train, and leave all numbers of the result in ``out``."""
+def train(folder: Path) -> None:
+    """What is killed: train, and leave all numbers of the result in ``out.npz``."""
+    gf.cache_compilation(folder.parent / "compiled")
     x = gf.data.two_moons(jr.key(0), 2000)
     flow = gf.coupling_flow(jr.key(1), dim=2, depth=4, coupling="affine", nn_width=16)
     result = gf.fit(
-        jr.key(2), flow, x, steps=6000, batch_size=256, x_val=x[:500], eval_every=20,
+        jr.key(2), flow, x, steps=STEPS, batch_size=256, x_val=x[:500], eval_every=20,
         ema=0.99, callback=lambda seen: {"step": seen.step, "loss": seen.val_loss},
-        checkpoint=checkpoint, checkpoint_every=20, progress=False,
+        checkpoint=folder / "run.npz", checkpoint_every=20, progress=False,
     )  # fmt: skip
     kept = (result.flow, result.final_flow, result.recorded, result.best_step)
     leaves = jax.tree.leaves(eqx.filter(kept, eqx.is_array_like))
     leaves += [getattr(result, name) for name in RECORDS]
-    np.savez(out, *map(np.asarray, leaves))
+    np.savez(folder / "out.npz", *map(np.asarray, leaves))
 
 
-def start(folder: Path) -> subprocess.Popen:
+def start(folder: Path) -> ForkServerProcess:
     """Train in a process of its own, with its files in ``folder``."""
-    return subprocess.Popen([sys.executable, __file__, "--folder", str(folder)])
+    process = FORKS.Process(target=train, args=(folder,))
+    process.start()
+    return process
 
 
-def finish(process: subprocess.Popen) -> None:
+def finish(process: ForkServerProcess) -> None:
     """Wait for its end, which must be a good one."""
-    if process.wait():
-        sys.exit(f"training ended with {process.returncode}")
+    process.join()
+    if process.exitcode:
+        sys.exit(f"training ended with {process.exitcode}")
 
 
 def same(one: Path, other: Path) -> bool:
@@ -69,11 +84,11 @@ def position(folder: Path) -> int:
     return gf.checkpoint.read_meta(file)["position"] if file.exists() else -1
 
 
-def wait_for_step(process: subprocess.Popen, folder: Path) -> None:
+def wait_for_step(process: ForkServerProcess, folder: Path) -> None:
     """Until the process has written a new checkpoint, or come to its end."""
     begin = position(folder)
-    while process.poll() is None and position(folder) <= max(begin, 0):
-        time.sleep(0.1)
+    while process.is_alive() and position(folder) <= max(begin, 0):
+        time.sleep(0.02)
 
 
 def kill(folder: Path, rng: random.Random, starting: float, stepping: float) -> bool:
@@ -83,32 +98,33 @@ def kill(folder: Path, rng: random.Random, starting: float, stepping: float) -> 
     after the first new checkpoint, while it steps and writes.
     """
     process = start(folder)
-    try:
-        if rng.random() < 0.25:
-            process.wait(rng.uniform(0, starting))
-        else:
-            wait_for_step(process, folder)
-            process.wait(rng.uniform(0, stepping))
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    if rng.random() < 0.25:
+        process.join(rng.uniform(0, starting))
+    else:
+        wait_for_step(process, folder)
+        process.join(rng.uniform(0, stepping))
+    process.kill()  # does nothing to one that has ended
+    process.join()
+    if process.exitcode == -signal.SIGKILL:
         return True
     finish(process)
     return False
 
 
-def compare(root: Path, kills: int, seed: int) -> bool:
+def compare(root: Path, kills: int, seed: int) -> dict[str, Any]:
     """Kill, resume and compare; prints a line for each end."""
-    rng, begin = random.Random(seed), time.monotonic()
-    reference = root / "reference"
+    rng, reference = random.Random(seed), root / "reference"
+    (root / "first").mkdir()
+    finish(start(root / "first"))  # compiles, so that the reference does not
     reference.mkdir()
+    begin = time.monotonic()
     process = start(reference)
     wait_for_step(process, reference)
     starting = time.monotonic() - begin
     finish(process)
     stepping = time.monotonic() - begin - starting
     print(f"reference: {starting:.1f} s to start, {stepping:.1f} s to step", flush=True)
-    folder, done, ends, equal, where = root / "0", 0, 0, True, []
+    folder, done, ends, equal, where = root / "0", 0, 0, 0, []
     while done < kills or where:
         folder.mkdir(exist_ok=True)
         if done == kills:
@@ -119,24 +135,35 @@ def compare(root: Path, kills: int, seed: int) -> bool:
             continue
         good = same(reference / "out.npz", folder / "out.npz")
         print(f"killed at {where}: {'same bits' if good else 'DIFFERENT'}", flush=True)
-        ends, equal, where = ends + 1, equal and good, []
+        ends, equal, where = ends + 1, equal + good, []
         folder = root / str(ends)
-    print(f"{done} kills, {ends} ends, {'all equal' if equal else 'NOT EQUAL'}")
-    return equal
+    print(f"{done} kills, {ends} ends, {equal} of them with the same bits")
+    return {
+        "kills": done,
+        "ends": ends,
+        "ends_with_the_same_bits": equal,
+        "seed": seed,
+        "steps": STEPS,
+        "seconds": round(time.monotonic() - begin),
+    }
 
 
 def main() -> None:
-    """Read the command line; with ``--folder`` be the process that is killed."""
+    """Kill and resume, and write down what came of it."""
     parser = argparse.ArgumentParser(description="Kill training and resume it.")
-    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, default=HERE / "results/kills_of_fit.json")
     args = parser.parse_args()
-    if args.folder:
-        train(args.folder / "run.npz", args.folder / "out.npz")
-        return
+    FORKS.set_forkserver_preload(["gauss_flows"])
     with tempfile.TemporaryDirectory() as root:
-        sys.exit(not compare(Path(root), args.kills, args.seed))
+        found = compare(Path(root), args.kills, args.seed)
+    found |= {
+        "versions": {"jax": jax.__version__},
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+    args.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    sys.exit(found["ends"] != found["ends_with_the_same_bits"])
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+from alone import alone
+
 ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv"
 STAMP = VENV / "gauss_flows.json"
@@ -106,10 +108,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--extra", default="", help="'gpu' for a CUDA machine")
     extra = parser.parse_args().extra
-    want = wanted(extra)
-    have = json.loads(STAMP.read_text()) if STAMP.exists() else {}
+    if present() == wanted(extra):
+        return
+    with alone("set-up"):
+        set_up(extra)
+
+
+def present() -> dict[str, str]:
+    """What the environment was made from; nothing where making it broke off."""
+    return json.loads(STAMP.read_text()) if STAMP.exists() else {}
+
+
+def set_up(extra: str) -> None:
+    """Make the environment what it should be, unless another set-up just did."""
+    want, have = wanted(extra), present()
     if have == want:
         return
+    STAMP.unlink(missing_ok=True)
     if have.get("python") != want["python"]:
         say(f"making .venv with Python {platform.python_version()}")
         make_venv()

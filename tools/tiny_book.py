@@ -58,7 +58,7 @@ def make(folder: Path, cells: dict[str, list[str]]) -> None:
 
 
 def start(folder: Path, tool: str, **options) -> subprocess.Popen[str]:
-    """Start one of the book's tools, such as ``run_notebooks``, in a group of its own."""
+    """Start a tool, such as ``run_notebooks``, in a process group of its own."""
     return subprocess.Popen(
         [sys.executable, folder / "tools" / f"{tool}.py"],
         cwd=folder,

@@ -31,7 +31,7 @@ INDEX = """\
 """
 
 
-def fill_cache(folder: Path = CACHE) -> int:
+def fill_cache(folder: Path) -> int:
     """Hand the executed notebooks to the book's cache; how many there are."""
     # the cache knows nothing of the package or of JAX, so it never outlives a build
     shutil.rmtree(folder, ignore_errors=True)
@@ -104,7 +104,7 @@ def build(*options: str, log_path: Path = LOG) -> int:
 def main() -> int:
     started = time.monotonic()
     BUILD.mkdir(exist_ok=True)
-    given = fill_cache()
+    given = fill_cache(CACHE)
     start_clean_if_needed()
     # a build that breaks off is neither built upon nor served
     STAMP.unlink(missing_ok=True)

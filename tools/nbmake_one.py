@@ -6,6 +6,8 @@ when its standard input is closed; the kernel ends with it.
 
 import signal
 import sys
+import tempfile
+from pathlib import Path
 
 import nbmake.nb_run
 import pytest
@@ -27,6 +29,18 @@ class Watched(NotebookClient):
     A cell that hangs or kills its kernel gets an error as its output, as a cell that
     raises one does: so all failures are told alike, and the outputs before are kept.
     """
+
+    sockets: Path
+
+    def create_kernel_manager(self):
+        """Talk through sockets in a folder of our own.
+
+        Kernels that begin side by side now and then choose the same free TCP port, and
+        then one of them never answers.
+        """
+        manager = super().create_kernel_manager()
+        manager.transport, manager.ip = "ipc", str(self.sockets / "kernel")
+        return manager
 
     async def async_execute_cell(self, cell, cell_index, *args, **kwargs):
         """Say where we are, then execute the cell."""
@@ -53,6 +67,8 @@ class Watched(NotebookClient):
 
     async def how_it_died(self) -> str:
         """What is known of the end of a kernel that nobody stopped."""
+        assert self.km is not None
+        assert self.km.provisioner is not None
         code = await self.km.provisioner.poll()
         if code == -signal.SIGKILL:
             return "the kernel was killed (SIGKILL), as happens where memory runs out"
@@ -64,6 +80,12 @@ class Watched(NotebookClient):
 def main(path: str, timeout: str) -> int:
     end_with_parent()
     nbmake.nb_run.NotebookClient = Watched
+    with tempfile.TemporaryDirectory(prefix="gauss-flows-") as folder:
+        Watched.sockets = Path(folder)
+        return under_nbmake(path, timeout)
+
+
+def under_nbmake(path: str, timeout: str) -> int:
     # the project's own pytest options are meant for its tests, not for this
     return pytest.main(
         [

@@ -140,8 +140,9 @@ def run(source: Path, path: Path, place: str, lane: str) -> tuple[float, str]:
         errors="replace",
     )
     RUNS.add(process)
-    number, log = follow(process, f"{place} {source.stem}", started)
-    code = process.wait()
+    with process:
+        number, log = follow(process, f"{place} {source.stem}", started)
+        code = process.wait()
     RUNS.discard(process)
     seconds = time.monotonic() - started
     if code == 0:

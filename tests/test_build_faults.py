@@ -214,16 +214,15 @@ def test_half_a_site_is_neither_served_nor_built_upon(book, monkeypatch):
 # two builds
 
 
-def hold(code: str, **options) -> subprocess.Popen[str]:
+def hold(code: str) -> subprocess.Popen[str]:
     """A process that takes the lock and then runs the code."""
     program = f"import alone, subprocess, time\nwith alone.alone('one'):\n    {code}"
     return subprocess.Popen(
         [sys.executable, "-u", "-c", program],
         cwd=TOOLS,
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        **options,
     )
 
 
@@ -250,18 +249,17 @@ def test_the_lock_is_free_when_its_holders_have_ended(tmp_path, monkeypatch):
     (tmp_path / "tools").mkdir()
     (tmp_path / "tools" / "alone.py").write_text((TOOLS / "alone.py").read_text())
     monkeypatch.setattr(sys.modules[__name__], "TOOLS", tmp_path / "tools")
-    child = "['sleep', '1'], stdin=-3, stdout=-3, pass_fds=alone.HELD"
-    first = hold(f"subprocess.Popen({child}); print('has it'); time.sleep(60)")
-    assert first.stdout is not None
+    child = "subprocess.Popen(['cat'], pass_fds=alone.HELD)"
+    first = hold(f"{child}; print('has it'); time.sleep(600)")
     assert first.stdout.readline() == "has it\n"
     first.kill()
-    first.communicate()
-    begin = time.monotonic()
+    first.wait()
     second = hold("print('has it')")
-    said, _ = second.communicate(timeout=10)
-    assert "waiting, because a build is at work here: one, process" in said
-    assert said.endswith("has it\n")
-    assert time.monotonic() - begin > 0.3  # the child of the dead was waited for
+    waits = second.stdout.readline()
+    assert "waiting, because a build is at work here: one, process" in waits
+    first.communicate()  # closes the pipe that the dead one's child reads
+    said, _ = second.communicate()
+    assert said == "has it\n"
 
 
 def test_a_killed_build_leaves_nobody_behind(book):
@@ -269,9 +267,8 @@ def test_a_killed_build_leaves_nobody_behind(book):
     source(book).write_text(tiny_book.page("one", [f"{cell}\ntime.sleep(600)"]))
     build = tiny_book.start(book, "run_notebooks")
     pid = book / "pid"
-    for _ in range(600):
-        if pid.exists() and pid.read_text():
-            break
+    while not (pid.exists() and pid.read_text()):
+        assert build.poll() is None
         time.sleep(0.1)
     kernel = int(pid.read_text())
     parent = int(Path(f"/proc/{kernel}/stat").read_text().rsplit(")", 1)[1].split()[1])

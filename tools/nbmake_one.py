@@ -31,6 +31,7 @@ class Watched(NotebookClient):
     """
 
     sockets: Path
+    startup_timeout = 300  # seconds: on a busy machine a minute, the usual, is short
 
     def create_kernel_manager(self):
         """Talk through sockets in a folder of our own.

@@ -25,8 +25,8 @@ OLDEST = (3, 11)
 LOCKS = (ROOT / "requirements.lock", ROOT / "requirements-gpu.lock")
 
 ADVICE = """\
-set-up: where hashes differ, your index serves other files than the one the lock was made
-set-up: from. If you trust it: make setup VERIFY=no"""
+set-up: where hashes differ, your index serves other files than the one that the lock
+set-up: was made from. If you trust it: make setup VERIFY=no"""
 
 
 def say(text: str) -> None:
@@ -103,7 +103,7 @@ def unverified(lock: Path) -> Path:
 def install(extra: str, *, verify: bool) -> None:
     """Install the packages of the lock, and this tree in place.
 
-    The tree is a folder, of which there is no hash, and pip wants one of all or of none:
+    The tree is a folder, of which there is no hash, and pip wants one of all or none:
     hence two calls. The second fetches nothing.
     """
     pip = [str(VENV / "bin" / "python"), "-m", "pip"]

@@ -32,10 +32,10 @@ records: setup ## run the chapters in the full lane and write book/records (CHAP
 	@$(RUN) tools/run_notebooks.py --records $(CHAPTER)
 
 test-oldest: ## the package's tests with the lowest versions that pyproject.toml declares
-	@$(PYTHON) tools/test_versions.py oldest
+	@$(PYTHON) tools/try_versions.py oldest
 
 test-newest: ## the same with the newest versions that it admits
-	@$(PYTHON) tools/test_versions.py newest
+	@$(PYTHON) tools/try_versions.py newest
 
 audit: setup ## known flaws and licences of what is installed, and what workflows may do
 	@$(RUN) tools/audit.py

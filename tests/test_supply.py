@@ -13,7 +13,7 @@ import audit
 import bootstrap
 import lock
 import pytest
-import test_versions as versions
+import try_versions as versions
 
 ROOT = Path(audit.ROOT)
 

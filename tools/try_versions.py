@@ -1,6 +1,6 @@
 """Run the package's tests with other versions of what it stands on than the lock's.
 
-    python tools/test_versions.py oldest|newest|pre [options of pytest]
+    python tools/try_versions.py oldest|newest|pre [options of pytest]
 
 ``oldest`` takes the lowest versions that pyproject.toml declares, ``newest`` the newest
 that it admits, and ``pre`` those with pre-releases: each in an environment of its own.

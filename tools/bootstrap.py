@@ -140,7 +140,10 @@ def main() -> None:
 
 def present() -> dict[str, str]:
     """What the environment was made from; nothing where making it broke off."""
-    return json.loads(STAMP.read_text()) if STAMP.exists() else {}
+    try:
+        return json.loads(STAMP.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
 
 
 def set_up(extra: str, *, verify: bool) -> None:

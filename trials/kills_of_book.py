@@ -126,6 +126,21 @@ def trial(
     return row
 
 
+def write(about: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """Write what was found so far, a line a kill."""
+    counts = {
+        "kills": len(rows),
+        "differing": sum(not row["same_pages"] for row in rows),
+        "half_built_taken_for_whole": sum(
+            row["half_built_taken_for_whole"] for row in rows
+        ),
+    }
+    text = json.dumps({**about, **counts}, indent=1).removesuffix("\n}")
+    lines = ",\n".join(f"  {json.dumps(row)}" for row in rows)
+    RESULT.parent.mkdir(exist_ok=True)
+    RESULT.write_text(f'{text},\n "rows": [\n{lines}\n ]\n}}\n')
+
+
 def main() -> int:
     """Kill, write what was found, and say whether all went well."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -148,6 +163,15 @@ def main() -> int:
         begin_from(None, book)
         undisturbed, _ = finish(book)
         wanted.append(pages(book))
+        about = {
+            "machine": peers.machine(),
+            "versions": {name: version(name) for name in PACKAGES},
+            "date": datetime.now(UTC).date().isoformat(),
+            "commit": ran,
+            "seed": options.seed,
+            "undisturbed_seconds": round(undisturbed, 1),
+            "files": len(wanted[0]),
+        }
         turns = itertools.cycle(itertools.product((None, older), ("group", "tool")))
         while len(rows) < options.kills:
             state, whom = next(turns)
@@ -157,25 +181,9 @@ def main() -> int:
                 continue
             rows.append(row)
             print(len(rows), row, flush=True)
-    result = {
-        "machine": peers.machine(),
-        "versions": {name: version(name) for name in PACKAGES},
-        "date": datetime.now(UTC).date().isoformat(),
-        "commit": ran,
-        "seed": options.seed,
-        "undisturbed_seconds": round(undisturbed, 1),
-        "files": len(wanted[0]),
-        "kills": len(rows),
-        "differing": sum(not row["same_pages"] for row in rows),
-        "half_built_taken_for_whole": sum(
-            row["half_built_taken_for_whole"] for row in rows
-        ),
-    }
-    text = json.dumps(result, indent=1).removesuffix("\n}")
-    lines = ",\n".join(f"  {json.dumps(row)}" for row in rows)
-    RESULT.write_text(f'{text},\n "rows": [\n{lines}\n ]\n}}\n')
-    print(text)
-    return 1 if result["differing"] or result["half_built_taken_for_whole"] else 0
+            write(about, rows)
+    bad = [r for r in rows if r["half_built_taken_for_whole"] or not r["same_pages"]]
+    return 1 if bad else 0
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ format: setup ## let ruff tidy the code
 	@$(RUN) -m ruff check --fix
 	@$(RUN) -m ruff format
 
-lock: ## make constraints.txt and environment.yml anew from pyproject.toml (needs uv)
+lock: ## make the lock and environment.yml anew from pyproject.toml (needs uv)
 	@$(PYTHON) tools/lock.py
 
 setup: ## make .venv; skipped when nothing it is made from has changed

@@ -1,12 +1,13 @@
 # `make book` and `make test` do all their own set-up: Python >= 3.11 and make are enough.
 PYTHON ?= python3
 EXTRA ?= # gpu: install JAX for CUDA
+VERIFY ?= # no: install the lock's versions without looking at the files' hashes
 PORT ?= 8000
 CHAPTER ?= # one chapter only, e.g. 07_depth_sweep: for records, colab, copy-test
 
 RUN = .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help book test notebooks serve pdf records benchmark check-pages
+.PHONY: help book test test-oldest test-newest audit notebooks serve pdf records benchmark check-pages
 .PHONY: check-pages-thorough build-twice colab copy-test solutions lint format lock setup clean
 
 help: ## show this list
@@ -29,6 +30,15 @@ pdf: notebooks ## set the whole book as a PDF in _build/gauss-flows.pdf (install
 
 records: setup ## run the chapters in the full lane and write book/records (CHAPTER=... for one)
 	@$(RUN) tools/run_notebooks.py --records $(CHAPTER)
+
+test-oldest: ## the package's tests with the lowest versions that pyproject.toml declares
+	@$(PYTHON) tools/try_versions.py oldest
+
+test-newest: ## the same with the newest versions that it admits
+	@$(PYTHON) tools/try_versions.py newest
+
+audit: setup ## known flaws and licences of what is installed, and what workflows may do
+	@$(RUN) tools/audit.py
 
 benchmark: setup ## measure beside flowjax and the PyTorch libraries: over an hour, quiet
 	@$(RUN) benchmarks/profile_step.py
@@ -63,11 +73,12 @@ format: setup ## let ruff tidy the code
 	@$(RUN) -m ruff check --fix
 	@$(RUN) -m ruff format
 
-lock: ## make constraints.txt and environment.yml anew from pyproject.toml (needs uv)
+lock: ## make the lock and environment.yml anew from pyproject.toml (needs uv)
 	@$(PYTHON) tools/lock.py
 
 setup: ## make .venv; skipped when nothing it is made from has changed
-	@$(PYTHON) tools/bootstrap.py $(if $(EXTRA),--extra $(EXTRA))
+	@$(PYTHON) tools/bootstrap.py $(if $(EXTRA),--extra $(EXTRA)) \
+		$(if $(filter no,$(VERIFY)),--unverified)
 
 clean: ## remove what was built and executed, and keep .venv
 	rm -rf _build _notebooks

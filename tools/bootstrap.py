@@ -9,16 +9,24 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import NoReturn
 
+from alone import alone
+
 ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv"
 STAMP = VENV / "gauss_flows.json"
 OLDEST = (3, 11)
+LOCKS = (ROOT / "requirements.lock", ROOT / "requirements-gpu.lock")
+
+ADVICE = """\
+set-up: where hashes differ, your index serves other files than the one that the lock
+set-up: was made from. If you trust it: make setup VERIFY=no"""
 
 
 def say(text: str) -> None:
@@ -49,7 +57,7 @@ def wanted(extra: str) -> dict[str, str]:
 
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     pyproject.pop("tool")  # how to lint and test, which installs nothing
-    about = [extra, pyproject, (ROOT / "constraints.txt").read_text(encoding="utf-8")]
+    about = [extra, pyproject, *(read.read_text(encoding="utf-8") for read in LOCKS)]
     packages = hashlib.sha256(json.dumps(about).encode()).hexdigest()
     return {"python": f"{platform.python_version()} in {ROOT}", "packages": packages}
 
@@ -84,36 +92,70 @@ def make_venv() -> None:
     )
 
 
-def install(extra: str) -> None:
-    """Install the project and its tools, at the versions of constraints.txt."""
+def unverified(lock: Path) -> Path:
+    """A copy of a lock without its hashes."""
+    copy = VENV / lock.name
+    pins = re.sub(r" \\\n +--hash=\S+", "", lock.read_text(encoding="utf-8"))
+    copy.write_text(pins, encoding="utf-8")
+    return copy
+
+
+def install(extra: str, *, verify: bool) -> None:
+    """Install the packages of the lock, and this tree in place.
+
+    The tree is a folder, of which there is no hash, and pip wants one of all or none:
+    hence two calls. The second fetches nothing.
+    """
     pip = [str(VENV / "bin" / "python"), "-m", "pip"]
-    pip += ["--disable-pip-version-check", "--no-input", "install", "--quiet"]
-    project = f".[{extra}]" if extra else "."
+    pip += ["--disable-pip-version-check", "--no-input"]
+    locks = LOCKS if extra == "gpu" else LOCKS[:1]
+    packages = ["--require-hashes"] if verify else []
+    for lock in locks:
+        packages += ["-r", str(lock if verify else unverified(lock))]
     for what, arguments in (
-        ("pip", ["--upgrade", "pip>=25.1"]),  # the first that knows --group
-        (
-            "the packages, some 1.5 GB: a few minutes",
-            ["-c", "constraints.txt", "-e", project, "--group", "dev"],
-        ),
+        ("installing the packages, some 1.5 GB: a few minutes", packages),
+        ("installing gauss_flows", ["--no-deps", "--no-build-isolation", "-e", "."]),
     ):
-        say(f"installing {what}")
-        if subprocess.run([*pip, *arguments], cwd=ROOT).returncode:
-            stop(f"installing failed (see above): pip install {' '.join(arguments)}")
+        say(what)
+        if subprocess.run(
+            [*pip, "install", "--quiet", *arguments], cwd=ROOT
+        ).returncode:
+            stop(f"failed (see above): pip install {' '.join(arguments)}\n{ADVICE}")
+    if subprocess.run([*pip, "check"], cwd=ROOT, stdout=subprocess.PIPE).returncode:
+        stop("the lock lacks what pyproject.toml asks for: make lock")
 
 
 def main() -> None:
     use_new_python()
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--extra", default="", help="'gpu' for a CUDA machine")
-    extra = parser.parse_args().extra
-    want = wanted(extra)
-    have = json.loads(STAMP.read_text()) if STAMP.exists() else {}
+    choices = ["", "gpu"]
+    parser.add_argument("--extra", default="", choices=choices, help="for CUDA: gpu")
+    parser.add_argument("--unverified", action="store_true", help="look at no hashes")
+    options = parser.parse_args()
+    if present() == wanted(options.extra):
+        return
+    with alone("set-up"):
+        set_up(options.extra, verify=not options.unverified)
+
+
+def present() -> dict[str, str]:
+    """What the environment was made from; nothing where making it broke off."""
+    try:
+        return json.loads(STAMP.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
+def set_up(extra: str, *, verify: bool) -> None:
+    """Make the environment what it should be, unless another set-up just did."""
+    want, have = wanted(extra), present()
     if have == want:
         return
+    STAMP.unlink(missing_ok=True)
     if have.get("python") != want["python"]:
         say(f"making .venv with Python {platform.python_version()}")
         make_venv()
-    install(extra)
+    install(extra, verify=verify)
     STAMP.write_text(json.dumps(want))
     say("done")
 

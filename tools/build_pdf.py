@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import build_site
+from alone import alone
 
 PDF = build_site.BUILD / "gauss-flows.pdf"
 WORK = build_site.BUILD / "pdf"
@@ -131,4 +132,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with alone("pdf"):
+        sys.exit(main())

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import alone
 import notebooks as nbs
 from jupyter_cache import get_cache
 from jupyter_cache.base import CacheBundleIn
@@ -30,7 +31,7 @@ INDEX = """\
 """
 
 
-def fill_cache(folder: Path = CACHE) -> int:
+def fill_cache(folder: Path) -> int:
     """Hand the executed notebooks to the book's cache; how many there are."""
     # the cache knows nothing of the package or of JAX, so it never outlives a build
     shutil.rmtree(folder, ignore_errors=True)
@@ -46,9 +47,12 @@ def fill_cache(folder: Path = CACHE) -> int:
             if cell.source != done.source:
                 sys.exit(f"{source.name} has changed since it ran: make notebooks")
             cell.outputs, cell.execution_count = done.outputs, done.execution_count
+        about = ran.metadata["gauss_flows"]
+        if nbs.fingerprint(source, about) != about["fingerprint"]:
+            sys.exit(f"what {source.name} runs has changed: make notebooks")
         book.metadata.language_info = ran.metadata.get("language_info", {})
-        seconds = ran.metadata["gauss_flows"]["seconds"]
-        bundle = CacheBundleIn(book, str(source), data={"execution_seconds": seconds})
+        spent = {"execution_seconds": about["seconds"]}
+        bundle = CacheBundleIn(book, str(source), data=spent)
         cache.cache_notebook_bundle(bundle, overwrite=True)
     return len(sources)
 
@@ -81,10 +85,11 @@ def build(*options: str, log_path: Path = LOG) -> int:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        pass_fds=alone.HELD,  # while it writes, no other build may
     )
     assert process.stdout is not None
     told = False
-    with log_path.open("w", encoding="utf-8") as log:
+    with process, log_path.open("w", encoding="utf-8") as log:
         for line in process.stdout:
             line = nbs.COLOUR.sub("", line)
             log.write(line)
@@ -99,9 +104,10 @@ def build(*options: str, log_path: Path = LOG) -> int:
 def main() -> int:
     started = time.monotonic()
     BUILD.mkdir(exist_ok=True)
-    given = fill_cache()
+    given = fill_cache(CACHE)
     start_clean_if_needed()
-    STAMP.unlink(missing_ok=True)  # a build that breaks off is not built upon
+    # a build that breaks off is neither built upon nor served
+    STAMP.unlink(missing_ok=True)
     print("site: building", flush=True)
     if build():
         print(f"site: FAILED; the whole log is {LOG.relative_to(nbs.ROOT)}")
@@ -117,4 +123,10 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        with alone.alone("site"):
+            sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("\nsite: broken off; the next `make book` begins it anew")
+    except OSError as fault:
+        sys.exit(f"site: FAILED: {fault}")

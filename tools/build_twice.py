@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import build_site
+from alone import alone
 
 
 def build_anew() -> None:
@@ -43,4 +44,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with alone("build-twice"):
+        sys.exit(main())

@@ -18,7 +18,7 @@ from urllib.parse import unquote, urldefrag, urljoin
 
 import reader_trials
 from browser import chromium, launch, settle
-from serve import SITE, serve
+from serve import SITE, serve, stop_unless_whole
 
 SCREENS = {
     "light": {"color_scheme": "light", "viewport": {"width": 1280, "height": 900}},
@@ -158,9 +158,8 @@ def main() -> int:
     if options.shots:
         options.shots.mkdir(parents=True, exist_ok=True)
     chromium()
+    stop_unless_whole()
     names = sorted(str(p.relative_to(SITE)) for p in (SITE / "book").glob("*.html"))
-    if not names:
-        sys.exit("there is no book yet: make book")
     server = serve(0)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     base = f"http://127.0.0.1:{server.server_port}/"

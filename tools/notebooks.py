@@ -70,17 +70,27 @@ def export(source: Path) -> NotebookNode:
     return notebook
 
 
+def read(path: Path) -> NotebookNode | None:
+    """A notebook; None where there is none, or only a part of one."""
+    try:
+        return nbformat.read(path, as_version=4)
+    except (FileNotFoundError, ValueError):
+        return None
+
+
 def read_executed(source: Path) -> NotebookNode | None:
-    path = executed_path(source)
-    return nbformat.read(path, as_version=4) if path.exists() else None
+    return read(executed_path(source))
 
 
 def write(notebook: NotebookNode, path: Path) -> None:
     """Write a notebook, so that the file is there as a whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".tmp")
-    nbformat.write(notebook, draft)
-    draft.replace(path)
+    try:
+        nbformat.write(notebook, draft)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def with_outputs(fresh: NotebookNode, ran: NotebookNode) -> NotebookNode:

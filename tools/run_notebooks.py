@@ -19,6 +19,7 @@ from pathlib import Path
 
 import nbformat
 import notebooks as nbs
+from alone import alone
 from nbformat import NotebookNode
 from nbmake_one import MARK
 
@@ -73,19 +74,31 @@ def line_of(source: Path, code: str) -> int:
     return text[: max(text.find(code), 0)].count("\n") + 1
 
 
-def failure(source: Path, path: Path) -> str:
-    """Which cell failed and how, from the notebook that nbmake left."""
-    for number, cell in enumerate(nbs.code_cells(nbformat.read(path, 4)), start=1):
+def failure(source: Path, path: Path, number: int, log: str) -> str:
+    """Which cell failed and how, from the notebook that nbmake left.
+
+    Where it left none, the cell is the one that was begun last, and the reason is what
+    nbmake said of itself.
+    """
+    page = source.relative_to(nbs.ROOT)
+    ran = nbs.read(path)
+    for i, cell in enumerate(nbs.code_cells(ran) if ran else [], start=1):
         for output in cell.outputs:
             if output.output_type == "error":
-                page = source.relative_to(nbs.ROOT)
-                where = f"{page}:{line_of(source, cell.source)}, code cell {number}"
+                where = f"{page}:{line_of(source, cell.source)}, code cell {i}"
                 return f"{where}: {output.ename}: {output.evalue}"
-    return f"{source.relative_to(nbs.ROOT)}: stopped (see above)"
+    said = re.search(r"NBMAKE INTERNAL ERROR\n(.+)", log)
+    reason = said[1] if said else "stopped (see above)"
+    if not number:
+        return f"{page}, before its first cell: {reason}"
+    code = nbs.code_cells(nbs.export(source))[number - 1].source
+    return f"{page}:{line_of(source, code)}, code cell {number}: {reason}"
 
 
-def follow(process: subprocess.Popen[str], name: str, started: float) -> str:
-    """Show where a notebook is until it ends; what it printed meanwhile."""
+def follow(
+    process: subprocess.Popen[str], name: str, started: float
+) -> tuple[int, str]:
+    """Show where a notebook is until it ends; its last cell, and what it printed."""
     lines: queue.Queue[str | None] = queue.Queue()
 
     def read() -> None:
@@ -95,21 +108,22 @@ def follow(process: subprocess.Popen[str], name: str, started: float) -> str:
         lines.put(None)
 
     threading.Thread(target=read, daemon=True).start()
-    log, cell, line, due = [], "starting", "", started + SIGN_OF_LIFE
+    log, line, due = [], "", started + SIGN_OF_LIFE
+    number, cell = 0, "starting"
     while line is not None:
         try:
             line = lines.get(timeout=max(0.05, due - time.monotonic()))
         except queue.Empty:
             line = ""
         if line and (mark := re.search(rf"{MARK} (\d+) (\d+)", line)):
-            cell = f"cell {mark[1]} of {mark[2]}"
+            number, cell = int(mark[1]), f"cell {mark[1]} of {mark[2]}"
         elif line:
             log.append(line)
         if time.monotonic() >= due:
             spent = clock(time.monotonic() - started)
             say(f"{name}: {cell}, {spent}", passing=True)
             due = time.monotonic() + SIGN_OF_LIFE
-    return nbs.COLOUR.sub("", "".join(log)).rstrip()
+    return number, nbs.COLOUR.sub("", "".join(log)).rstrip()
 
 
 def run(source: Path, path: Path, place: str, lane: str) -> tuple[float, str]:
@@ -119,20 +133,22 @@ def run(source: Path, path: Path, place: str, lane: str) -> tuple[float, str]:
         [sys.executable, ONE, path, str(SECONDS_A_CELL[lane])],
         cwd=nbs.ROOT,
         env=kernel_environment(lane),
+        stdin=subprocess.PIPE,  # never written to: it ends when we do
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
     )
     RUNS.add(process)
-    log = follow(process, f"{place} {source.stem}", started)
-    code = process.wait()
+    with process:
+        number, log = follow(process, f"{place} {source.stem}", started)
+        code = process.wait()
     RUNS.discard(process)
     seconds = time.monotonic() - started
     if code == 0:
         return seconds, ""
     say(log)
-    return seconds, failure(source, path)
+    return seconds, failure(source, path, number, log)
 
 
 def refresh(source: Path, setting: dict[str, str]) -> bool:
@@ -175,18 +191,20 @@ def execute(
     # taken before the run, because what is edited meanwhile is not what ran
     notebook, mark = nbs.export(source), nbs.fingerprint(source, setting)
     path = RUNNING / f"{source.stem}.ipynb"
-    nbs.write(notebook, path)
-    seconds, error = run(source, path, place, setting["lane"])
-    if records:
-        return seconds, error
-    if error:
+    seconds = 0.0
+    try:
+        nbs.write(notebook, path)
+        seconds, error = run(source, path, place, setting["lane"])
+        if not (error or records):
+            date = datetime.date.today().isoformat()
+            about = {"seconds": round(seconds, 1), "date": date, "fingerprint": mark}
+            keep(source, notebook, path, {**setting, **about})
+    except OSError as fault:  # a full disk, say
+        error = f"{source.relative_to(nbs.ROOT)}, outside of its cells: {fault}"
+    if error and not records:
         # what the failed code once gave must not stay in the book
         nbs.executed_path(source).unlink(missing_ok=True)
-        return seconds, error
-    date = datetime.date.today().isoformat()
-    about = {"seconds": round(seconds, 1), "date": date, "fingerprint": mark}
-    keep(source, notebook, path, {**setting, **about})
-    return seconds, ""
+    return seconds, error
 
 
 def at_once(setting: dict[str, str], *, records: bool) -> int:
@@ -252,6 +270,9 @@ def main() -> int:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main())
+        with alone("notebooks"):
+            sys.exit(main())
     except KeyboardInterrupt:
         sys.exit("\nnotebooks: broken off; those that were done stay done")
+    except OSError as fault:
+        sys.exit(f"notebooks: FAILED: {fault}")

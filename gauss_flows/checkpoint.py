@@ -226,7 +226,8 @@ def _check_members(archive: zipfile.ZipFile, size: int) -> None:
     leaves = [f"leaf{i}.npy" for i in range(len(members) - 1)]
     if [member.filename for member in members] != [*leaves, "header.npy"]:
         raise ValueError("expected the parts leaf0, leaf1, ... and header, got foreign")
-    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+    stored = [m for m in members if m.compress_type == zipfile.ZIP_STORED]
+    if [m.compress_size for m in members] != [m.file_size for m in stored]:
         raise ValueError("expected no compressed parts, got some")
     if (claimed := sum(member.file_size for member in members)) > size:
         raise ValueError(f"its parts claim {claimed} bytes, and it has {size}")
@@ -243,7 +244,8 @@ def _array(archive, name, dtype, shape=None) -> np.ndarray:
         shape = got_shape if shape is None else shape
         if (got, got_shape) != (expected, shape):
             raise ValueError(
-                f"expected {expected}{list(shape)} in {name}, got {got}{list(got_shape)}"
+                f"expected {expected}{list(shape)} in {name}, "
+                f"got {got}{list(got_shape)}"
             )
         if member.file_size - file.tell() != math.prod(shape) * got.itemsize:
             raise ValueError(f"{name} has another size than it says")

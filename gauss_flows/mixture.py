@@ -166,7 +166,7 @@ def _solve(law: Law, y: Array, *mixture: Array) -> Array:
         new = jnp.where(good, newton, middle)
         step = jnp.where(found == y, 0.0, jnp.abs(new - x))
         moving = step > 2 * eps * (jnp.abs(x) + offset)
-        new = jnp.where(found == y, x, new)
+        new = jnp.where(found == y, x, jnp.where(jnp.isnan(found), found, new))
         return count + 1, new, low, high, step, jnp.any(moving)
 
     def unfinished(state: tuple) -> Array:

@@ -59,7 +59,7 @@ def dequantize(
         [0, 255]
     """
     _at_least_two(levels_of_grey)
-    grey = jnp.asarray(_grey(levels_of_grey, x)).astype(dtype or float)
+    grey = jnp.asarray(_grey(levels_of_grey, x)).astype(_check.floating(dtype))
     return _in_cell(levels_of_grey, grey, jr.uniform(key, grey.shape, grey.dtype))
 
 

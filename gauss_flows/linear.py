@@ -64,9 +64,9 @@ class HouseholderRotation(AbstractColumnwise):
             raise ValueError(f"expected shape (dim,) with dim >= 2, got {shape}")
         self.shape = shape
         if key is None:
-            self.params = jnp.ones((n_reflections, *shape), dtype or float)
+            self.params = jnp.ones((n_reflections, *shape), _check.floating(dtype))
         else:
-            self.params = jr.normal(key, (n_reflections, *shape), dtype or float)
+            self.params = jr.normal(key, (n_reflections, *shape), _check.floating(dtype))
 
     def columns(
         self, x: Float[Array, "dim *batch"], *, inverse: bool = False
@@ -139,9 +139,9 @@ class LearnedPermutation(AbstractColumnwise):
             raise ValueError(f"expected shape (dim,) with dim >= 2, got {shape}")
         self.shape, self.temperature = shape, temperature
         if key is None:
-            self.scores = jnp.linspace(1.0, -1.0, shape[0], dtype=dtype or float)
+            self.scores = jnp.linspace(1.0, -1.0, shape[0], dtype=_check.floating(dtype))
         else:
-            self.scores = jr.normal(key, shape, dtype or float)
+            self.scores = jr.normal(key, shape, _check.floating(dtype))
 
     @property
     def order(self) -> Int[Array, " dim"]:
@@ -226,7 +226,7 @@ class PLULinear(AbstractColumnwise):
                 f"(8, 8, 4), got {shape}"
             )
         self.shape = shape
-        drawn = jr.orthogonal(key, shape[-1], dtype=dtype or float)
+        drawn = jr.orthogonal(key, shape[-1], dtype=_check.floating(dtype))
         rotation = drawn.at[0].multiply(jnp.sign(jnp.linalg.det(drawn)))
         permutation, lower, upper = jax.scipy.linalg.lu(rotation)
         diagonal = jnp.diag(upper)

@@ -15,7 +15,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from hypothesis import settings, strategies as st
+from hypothesis import HealthCheck, settings, strategies as st
 
 import gauss_flows as gf
 from gauss_flows.transformers import AbstractMixture, Affine, RQSpline
@@ -34,7 +34,9 @@ dtypes = ["float32", "float64"]
 
 def examples(short: int, long: int) -> Callable:
     """How many examples a test tries in the short profile and in the long one."""
-    return settings(max_examples=long if LONG else short)
+    return settings(
+        max_examples=long if LONG else short, suppress_health_check=list(HealthCheck)
+    )
 
 
 def judge(what: str, right: Any, *, limit: Any = False, **shown: Any) -> None:

@@ -23,8 +23,10 @@ class HouseholderRotation(AbstractColumnwise):
     value is exactly 1, and the inverse applies the rows backwards. As many reflections
     as there are coordinates reach every rotation; two turn one plane.
 
-    Only the direction of a row matters. Two equal rows in succession cancel: that is
-    how the layer starts, at the identity, when it is given no key.
+    Only the direction of a row matters, as long as the square of its length is neither
+    0 nor infinite: in float32 entries may be from about 1e-15 to 1e15. Two equal rows
+    in succession cancel: that is how the layer starts, at the identity, when it is
+    given no key.
 
     Cost: ``2 * n_reflections * dim`` multiplications, forward and inverse.
 
@@ -66,7 +68,9 @@ class HouseholderRotation(AbstractColumnwise):
         if key is None:
             self.params = jnp.ones((n_reflections, *shape), _check.floating(dtype))
         else:
-            self.params = jr.normal(key, (n_reflections, *shape), _check.floating(dtype))
+            self.params = jr.normal(
+                key, (n_reflections, *shape), _check.floating(dtype)
+            )
 
     def columns(
         self, x: Float[Array, "dim *batch"], *, inverse: bool = False
@@ -139,7 +143,9 @@ class LearnedPermutation(AbstractColumnwise):
             raise ValueError(f"expected shape (dim,) with dim >= 2, got {shape}")
         self.shape, self.temperature = shape, temperature
         if key is None:
-            self.scores = jnp.linspace(1.0, -1.0, shape[0], dtype=_check.floating(dtype))
+            self.scores = jnp.linspace(
+                1.0, -1.0, shape[0], dtype=_check.floating(dtype)
+            )
         else:
             self.scores = jr.normal(key, shape, _check.floating(dtype))
 

@@ -34,11 +34,10 @@ floating = {None, "float32", "float16", "bfloat16"}
 
 @st.composite
 def masks_for(draw, shape):
-    """A mask that fits, or one of another shape, kind or filling; or none."""
+    """A mask that fits, or one of another shape or filling; or none."""
     shape = draw(st.just(shape) | shapes)
     assume(min(shape, default=1) >= 0)
-    values = draw(st.sampled_from([bool, bool, bool, int, float]))
-    return draw(st.none() | hnp.arrays(values, shape))
+    return draw(st.none() | hnp.arrays(bool, shape))
 
 
 def built(what, build, dtype=None):
@@ -82,9 +81,6 @@ def test_couplings(data):
     if layer is not None:
         assert layer.mask.shape == shape
         assert 0 < layer.mask.sum() < layer.mask.size
-        x = jax.ShapeDtypeStruct(shape, jnp.dtype(dtype or "float32"))
-        y, log_det = eqx.filter_eval_shape(layer.transform_and_log_det, x)
-        assert (y.shape, y.dtype, log_det.shape) == (shape, x.dtype, ())
 
 
 LAYERS = {

@@ -49,6 +49,7 @@ def chosen(short, all_of_them):
 
 # Transformers
 
+SHORT = ["affine", "spline", "mixture"]
 
 quickly = {"xla_backend_optimization_level": 0}  # compiles in half of the time
 
@@ -82,9 +83,7 @@ def of_transformer(transformer, rng, special):
     return theta.astype(dtype), points(rng, (ROWS,), special).astype(dtype)
 
 
-@pytest.mark.parametrize(
-    ("name", "dtype"), chosen(list(TRANSFORMERS)[:6], TRANSFORMERS)
-)
+@pytest.mark.parametrize(("name", "dtype"), chosen(SHORT, TRANSFORMERS))
 @given(seed=seeds)
 @examples(8, 60)
 def test_a_transformer_is_undone_and_its_slope_is_right(name, dtype, seed):
@@ -105,9 +104,7 @@ def test_a_transformer_is_undone_and_its_slope_is_right(name, dtype, seed):
     judge(f"transformers: {name}", right, limit=beyond, **got)
 
 
-@pytest.mark.parametrize(
-    ("name", "dtype"), chosen(list(TRANSFORMERS)[:6], TRANSFORMERS)
-)
+@pytest.mark.parametrize(("name", "dtype"), chosen(SHORT, TRANSFORMERS))
 @given(seed=seeds)
 @examples(3, 30)
 def test_what_is_no_number_stays_none(name, dtype, seed):
@@ -132,9 +129,7 @@ def test_what_is_no_number_stays_none(name, dtype, seed):
     judge(f"no numbers: {name}", right, **got)
 
 
-@pytest.mark.parametrize(
-    ("name", "dtype"), chosen(list(TRANSFORMERS)[2:5], TRANSFORMERS)
-)
+@pytest.mark.parametrize(("name", "dtype"), chosen(SHORT, TRANSFORMERS))
 @given(seed=seeds)
 @examples(8, 60)
 def test_a_transformer_increases(name, dtype, seed):
@@ -203,10 +198,7 @@ def coupled(layer, x):
     }
 
 
-SOME_COUPLINGS = ["affine, alternating", "spline, checkerboard", "conv, identity"]
-
-
-@pytest.mark.parametrize(("name", "dtype"), chosen(SOME_COUPLINGS, COUPLINGS))
+@pytest.mark.parametrize(("name", "dtype"), chosen(["affine, alternating"], COUPLINGS))
 @given(seed=seeds)
 @examples(6, 40)
 def test_a_coupling_is_undone_whatever_its_network(name, dtype, seed):
@@ -312,19 +304,18 @@ def stacked(flow, x):
         return jnp.concatenate([y, log_det[None]]), flat
 
     values, slopes = zip(*map(way, gf.memory.MODES), strict=True)
-    states = gf.intermediates(flow, x)
-    jacobians = jax.jacfwd(lambda x: gf.intermediates(flow, x))(x)
-    inverses = jnp.linalg.inv(jacobians)
-    amplified = jnp.linalg.norm(inverses, axis=(1, 2)) * (4 + jnp.abs(states).max(1))
-    back, inverse_log_det = flow.inverse_and_log_det(states[-1])
+    y, log_det = values[0][:-1], values[0][-1]
+    jacobian = jax.jacfwd(flow.transform)(x)
+    back, inverse_log_det = flow.inverse_and_log_det(y)
+    condition = jnp.linalg.norm(jacobian) * jnp.linalg.norm(jnp.linalg.inv(jacobian))
     return {
         "x": x,
         "values": jnp.stack(values),
         "slopes": jnp.stack(slopes),
         "off": jnp.abs(back - x).max(),
-        "amplified": amplified.sum(),
+        "amplified": condition * (4 + jnp.abs(x).max() + jnp.abs(y).max()),
         "log_dets": jnp.stack(
-            [values[0][-1], -inverse_log_det, jnp.linalg.slogdet(jacobians[-1])[1]]
+            [log_det, -inverse_log_det, jnp.linalg.slogdet(jacobian)[1]]
         ),
     }
 
@@ -345,11 +336,11 @@ def test_a_stack_is_the_same_however_it_keeps_memory(name, dtype, seed):
     rng = np.random.default_rng(seed)
     with enable_x64(dtype == "float64"):
         flow = gf.coupling_flow(
-            jax.random.key(0), dim=3, depth=4, nn_width=8, nn_depth=1,
+            jax.random.key(0), dim=2, depth=3, nn_width=8, nn_depth=1,
             dtype=dtype, **STACKS[name],
         )  # fmt: skip
         layer, _ = of_layer(gf.normalizing_map(flow), rng, -3, 0.3)
-        x = spread(rng, (SETS, ROWS // SETS, 3), -3, 1).astype(dtype)
+        x = spread(rng, (SETS, ROWS // SETS, 2), -3, 1).astype(dtype)
         got = stacked(layer, x)
     eps = np.finfo(dtype).eps
     rounding = 1e3 * eps * got["amplified"]

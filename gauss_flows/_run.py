@@ -232,7 +232,13 @@ def _described(store: Store, meta: dict[str, Any], log: Log) -> tuple[int, Log]:
             for name, (shape, dtype) in meta["log"].items()
         }
         fits = written["steps"].shape == log["steps"].shape
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise ValueError(f"expected a checkpoint of `fit`, got {store.path}") from error
     if not (fits and 0 <= position <= log["steps"].shape[-1]):
         raise ValueError(

@@ -147,11 +147,10 @@ def test_a_transformer_increases(name, dtype, seed):
 # Couplings
 
 
-def of_layer(bijection, rng, low, high, special=()):
+def of_layer(bijection, rng, low, high, dtype, special=()):
     """Sets of parameters, and points for each."""
     arrays, rest = parameters(rng, bijection, SETS, low, high)
     shape = (SETS, ROWS // SETS, *bijection.shape)
-    dtype = np.result_type(np.float32, *jax.tree.leaves(arrays))
     return (arrays, rest), points(rng, shape, list(special)).astype(dtype)
 
 
@@ -205,7 +204,7 @@ def test_a_coupling_is_undone_whatever_its_network(name, dtype, seed):
     rng = np.random.default_rng(seed)
     with enable_x64(dtype == "float64"):
         bijection = BIJECTIONS[name](jax.random.key(0), np.dtype(dtype))
-        layer, x = of_layer(bijection, rng, -3, 3, [4.0, -4.0])
+        layer, x = of_layer(bijection, rng, -3, 3, dtype, [4.0, -4.0])
         got = coupled(layer, x)
         lost = coupled(layer, np.where(rng.random(x.shape) < 0.1, np.nan, x))
     right = got["undone"] & got["same"] & got["kept"] & got["slopes"] & got["finite"]
@@ -266,7 +265,7 @@ def test_a_linear_layer_is_undone_as_well_as_its_condition_allows(name, dtype, s
     rng = np.random.default_rng(seed)
     with enable_x64(dtype == "float64"):
         bijection = BIJECTIONS[name](jax.random.key(0), np.dtype(dtype))
-        layer, x = of_layer(bijection, rng, *LINEAR[name])
+        layer, x = of_layer(bijection, rng, *LINEAR[name], dtype)
         got = mixed(layer, x)
         broken = np.where(rng.random(x.shape) < 0.1, np.nan, x)
         lost = mixed(layer, broken)["nan"]
@@ -339,7 +338,7 @@ def test_a_stack_is_the_same_however_it_keeps_memory(name, dtype, seed):
             jax.random.key(0), dim=2, depth=3, nn_width=8, nn_depth=1,
             dtype=dtype, **STACKS[name],
         )  # fmt: skip
-        layer, _ = of_layer(gf.normalizing_map(flow), rng, -3, 0.3)
+        layer, _ = of_layer(gf.normalizing_map(flow), rng, -3, 0.3, dtype)
         x = spread(rng, (SETS, ROWS // SETS, 2), -3, 1).astype(dtype)
         got = stacked(layer, x)
     eps = np.finfo(dtype).eps

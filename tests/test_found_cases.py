@@ -63,6 +63,11 @@ def test_parameters_are_floating(build, dtype):
         build(dtype)
 
 
+def test_a_mask_has_no_negative_sizes():
+    with pytest.raises(ValueError, match=r"sizes >= 1, got \(-1, -1, 2\)"):
+        gf.masks.random(KEY, (-1, -1, 2))
+
+
 def test_nan_has_no_grey_value():
     with pytest.raises(RuntimeError, match="expected numbers to quantize, got NaN"):
         gf.image.quantize(4, jnp.array([0.5, jnp.nan]))

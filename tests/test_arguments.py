@@ -234,7 +234,9 @@ def test_targets(data):
     x = outcome("data", lambda: gf.data.two_moons(key, 5, noise=noise), ValueError)
     assert x is None or noise > 0
     fraction = data.draw(numbers)
-    parts = outcome("data", lambda: gf.data.split(key, GOOD, fraction), ValueError)
+    parts = outcome(
+        "data", lambda: gf.data.split(key, jnp.asarray(GOOD), fraction), ValueError
+    )
     if parts is not None:
         assert sorted(np.concatenate(parts).tolist()) == sorted(GOOD.tolist())
     width = data.draw(st.integers(0, 2))

@@ -45,7 +45,7 @@ check-pages-thorough: setup ## the same, and axe-core sees every piece of code t
 build-twice: notebooks ## build the site twice and name what differs
 	@$(RUN) tools/build_twice.py
 
-fuzz: setup ## try the package with 100,000 random cases; write trials/results/fuzz.json
+fuzz: setup ## try the package with very many random cases; write trials/results/fuzz.json
 	@$(RUN) trials/fuzz.py
 
 colab: book ## run the offered notebooks as Colab would, beside its JAX (CHAPTER=...)

@@ -5,7 +5,7 @@
 Runs the tests of ``TESTS`` in Hypothesis's profile ``long`` and writes
 ``trials/results/fuzz.json``: for each kind of case how many gave a right answer, how
 many the error or the limit that a docstring states, and how many neither. Exits with 1
-if a test failed. A quiet machine of two cores takes about a quarter of an hour.
+if a test failed.
 """
 
 import argparse

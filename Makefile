@@ -7,8 +7,9 @@ CHAPTER ?= # one chapter only, e.g. 07_depth_sweep: for records, colab, copy-tes
 
 RUN = .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help book test test-oldest test-newest audit notebooks serve pdf records benchmark check-pages
-.PHONY: check-pages-thorough build-twice colab copy-test solutions lint format lock setup clean
+.PHONY: help book test test-oldest test-newest audit notebooks serve pdf records benchmark
+.PHONY: check-pages check-pages-thorough build-twice colab copy-test solutions
+.PHONY: fuzz contract coverage mutants lint format lock setup clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | awk -F ':.*## ' '{printf "make %-20s %s\n", $$1, $$2}'
@@ -54,6 +55,9 @@ check-pages-thorough: setup ## the same, and axe-core sees every piece of code t
 
 build-twice: notebooks ## build the site twice and name what differs
 	@$(RUN) tools/build_twice.py
+
+fuzz: setup ## try the package with very many random cases; write trials/results/fuzz.json
+	@$(RUN) trials/fuzz.py
 
 colab: book ## run the offered notebooks as Colab would, beside its JAX (CHAPTER=...)
 	@$(RUN) tools/colab.py $(CHAPTER)

@@ -28,6 +28,14 @@ def positive(**values: Any) -> None:
             raise ValueError(f"expected {name} to be finite and > 0, got {value!r}")
 
 
+def floating(dtype: Any) -> Any:
+    """``dtype``, JAX's default for None; ``ValueError`` if it is no real float."""
+    found = jnp.dtype(dtype or float)
+    if not jnp.issubdtype(found, jnp.floating):
+        raise ValueError(f"expected a floating dtype, got {found}")
+    return dtype or float
+
+
 def dtype_of(tree: Any) -> Any:
     """The dtype of the inexact arrays of ``tree``; None if it has none."""
     leaves = jax.tree.leaves(eqx.filter(tree, eqx.is_inexact_array))

@@ -4,6 +4,7 @@ What users call is in ``train``, and what is compiled in ``_loop``.
 """
 
 import hashlib
+import operator
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -220,12 +221,11 @@ def _resume(store: Store, state: State, log: Log) -> tuple[State, Log, int]:
     position = 0
     if store.path.exists():
         meta = checkpoint.read_meta(store.path)
-        if "settings" not in meta:
+        if not isinstance(meta.get("settings"), dict):
             raise ValueError(f"expected a checkpoint of `fit`, got {store.path}")
         _check_settings(store, meta["settings"])
-        log = {name: np.empty(*described) for name, described in meta["log"].items()}
+        position, log = _described(store, meta, log)
         state, log = checkpoint.load(store.path, (state, log))
-        position = meta["position"]
     else:
         _save(store, state, log, position)  # a bad path is to be told at once
     if jax.process_count() > 1:
@@ -233,6 +233,31 @@ def _resume(store: Store, state: State, log: Log) -> tuple[State, Log, int]:
             np.asarray(position), f"expected all processes to see {store.path}"
         )
     return state, log, position
+
+
+def _described(store: Store, meta: dict[str, Any], log: Log) -> tuple[int, Log]:
+    """Position and log that a checkpoint says it holds; no memory is taken for them."""
+    try:
+        position = operator.index(meta["position"])
+        written = {
+            name: np.broadcast_to(np.zeros((), dtype), shape)
+            for name, (shape, dtype) in meta["log"].items()
+        }
+        fits = written["steps"].shape == log["steps"].shape
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise ValueError(f"expected a checkpoint of `fit`, got {store.path}") from error
+    if not (fits and 0 <= position <= log["steps"].shape[-1]):
+        raise ValueError(
+            f"expected a checkpoint of {log['steps'].shape[-1] - 1} steps, got "
+            f"{store.path}, which says it holds others"
+        )
+    return position, written
 
 
 def _check_settings(store: Store, written: dict[str, Any]) -> None:

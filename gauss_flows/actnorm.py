@@ -42,8 +42,8 @@ class ActNorm(AbstractColumnwise):
         if not shape or min(shape) < 1:
             raise ValueError(f"expected an event shape such as (2,), got {shape}")
         self.shape = shape
-        self.log_scale = jnp.zeros(shape[-1], dtype or float)
-        self.shift = jnp.zeros(shape[-1], dtype or float)
+        self.log_scale = jnp.zeros(shape[-1], _check.floating(dtype))
+        self.shift = jnp.zeros(shape[-1], _check.floating(dtype))
 
     def from_data(self, x: Float[Array, "n ..."]) -> "ActNorm":
         """The layer whose output on ``x`` has mean 0 and variance 1 in each channel.

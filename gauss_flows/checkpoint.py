@@ -5,15 +5,21 @@ code, and every byte of an array is under a checksum. What is no array (sizes, m
 Python numbers, activation functions) is not restored from the file: it is taken from
 ``like``, and the header holds its description, so that a file made with other ones is
 refused.
+
+A file may come from anyone. Nothing in it is compressed or pickled, and what its parts
+claim to hold is compared with the file's own size, and with ``like``, before a byte of
+them is read: a file can make a reader use no more memory than the two together.
 """
 
 import glob
 import hashlib
 import json
+import math
 import os
 import re
 import zipfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -47,6 +53,7 @@ def save(
     Raises:
         OSError: The file could not be written: a full disk, a folder that is not there
             or not writable. What was at ``path`` is untouched.
+        ValueError: An array holds Python objects.
 
     Example:
         >>> import tempfile
@@ -59,6 +66,8 @@ def save(
     header = {"format": _FORMAT, "version": VERSION, "meta": meta or {}}
     header["leaves"] = _describe(tree)
     leaves = [_to_numpy(leaf) for leaf in jax.tree.leaves(tree) if _is_array(leaf)]
+    if any(leaf.dtype.hasobject for leaf in leaves):
+        raise ValueError("expected arrays of numbers or texts, got one of objects")
     arrays = {f"leaf{i}": leaf for i, leaf in enumerate(leaves)}
     arrays["header"] = np.frombuffer(
         json.dumps(header, default=float).encode(), np.uint8
@@ -98,20 +107,31 @@ def load(path: str | os.PathLike, like: PyTree) -> PyTree:
             another architecture; the first leaf that differs is named.
         OSError: The file cannot be read.
     """
-    header, arrays = _read(path)
-    _check_architecture(path, _describe(like), header["leaves"])
+    _check_architecture(path, _describe(like), _header(path)["leaves"])
     leaves, structure = jax.tree.flatten(like)
-    stored = iter(range(len(leaves)))
-    restored = [
-        _restore(arrays[f"leaf{next(stored)}"], leaf) if _is_array(leaf) else leaf
-        for leaf in leaves
-    ]
-    return jax.tree.unflatten(structure, restored)
+    places = [i for i, leaf in enumerate(leaves) if _is_array(leaf)]
+    with _opened(path) as archive:
+        if len(archive.namelist()) != len(places) + 1:
+            raise ValueError(f"expected {len(places)} arrays")
+        for n, i in enumerate(places):
+            raw = _to_numpy(leaves[i])
+            leaves[i] = _restore(
+                _array(archive, f"leaf{n}", raw.dtype, raw.shape), leaves[i]
+            )
+    return jax.tree.unflatten(structure, leaves)
 
 
 def read_meta(path: str | os.PathLike) -> dict[str, Any]:
-    """The ``meta`` that was given to ``save``; raises as ``load`` does."""
-    return _read(path)[0]["meta"]
+    """The ``meta`` that was given to ``save``.
+
+    Only the header is read: damage to arrays is left for ``load`` to find.
+
+    Raises:
+        ValueError: The file is foreign, truncated, of another version, or its header
+            is damaged.
+        OSError: The file cannot be read.
+    """
+    return _header(path)["meta"]
 
 
 def fingerprint(tree: PyTree) -> str:
@@ -139,7 +159,7 @@ def _to_numpy(leaf):
 
 def _restore(array, like):
     if not isinstance(like, jax.Array):
-        return array.view(like.dtype)
+        return array.view(like.dtype).copy()
     if _is_key(like):
         return jr.wrap_key_data(jnp.asarray(array), impl=jr.key_impl(like))
     # NumPy's files know no bfloat16: it comes back as bytes, to be named again
@@ -182,28 +202,75 @@ def _check_architecture(path, expected, got):
             )
 
 
-def _read(path):
-    """Return header and arrays of a file, or raise ``ValueError``."""
+@contextmanager
+def _opened(path) -> Iterator[zipfile.ZipFile]:
+    """The archive of a file, whose parts are what they should be, by their claims.
+
+    What goes wrong while it is open is a ``ValueError`` that names the file.
+    """
     with open(path, "rb") as file:
-        start = file.read(2)
-    if start != b"PK"[: len(start)]:
-        raise ValueError(f"expected a file of gauss_flows, got {path}, a foreign one")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if damaged := archive.testzip():
-                raise ValueError(f"wrong checksum of {damaged}")
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        header = json.loads(arrays.pop("header", np.array(b"{}")).tobytes())
-    except Exception as error:  # damaged bytes can raise nearly anything
+        start, size = file.read(2), os.fstat(file.fileno()).st_size
+        if start != b"PK"[: len(start)]:
+            raise _foreign(path)
+        try:
+            with zipfile.ZipFile(file) as archive:
+                _check_members(archive, size)
+                yield archive
+        except Exception as error:  # damaged bytes can raise nearly anything
+            raise ValueError(
+                f"expected a whole file, got {path}, truncated or damaged: {error}"
+            ) from error
+
+
+def _check_members(archive: zipfile.ZipFile, size: int) -> None:
+    """Raise unless there is one header, one leaf a number, and nothing compressed."""
+    members = archive.infolist()
+    leaves = [f"leaf{i}.npy" for i in range(len(members) - 1)]
+    if [member.filename for member in members] != [*leaves, "header.npy"]:
+        raise ValueError("expected the parts leaf0, leaf1, ... and header, got foreign")
+    stored = [m for m in members if m.compress_type == zipfile.ZIP_STORED]
+    if [m.compress_size for m in members] != [m.file_size for m in stored]:
+        raise ValueError("expected no compressed parts, got some")
+    if (claimed := sum(member.file_size for member in members)) > size:
+        raise ValueError(f"its parts claim {claimed} bytes, and it has {size}")
+
+
+def _array(archive, name, dtype, shape=None) -> np.ndarray:
+    """An array of that dtype; of any number of entries where no shape is given."""
+    member = archive.getinfo(f"{name}.npy")
+    # NumPy's files know no bfloat16: they call it two bytes
+    expected = np.lib.format.descr_to_dtype(np.lib.format.dtype_to_descr(dtype))
+    with archive.open(member) as file:
+        np.lib.format.read_magic(file)
+        got_shape, columns_first, got = np.lib.format.read_array_header_1_0(file)
+        shape = got_shape if shape is None else shape
+        if (got, got_shape) != (expected, shape):
+            raise ValueError(
+                f"expected {expected}{list(shape)} in {name}, "
+                f"got {got}{list(got_shape)}"
+            )
+        if member.file_size - file.tell() != math.prod(shape) * got.itemsize:
+            raise ValueError(f"{name} has another size than it says")
+        order = "F" if columns_first else "C"
+        return np.ndarray(shape, got, file.read(), order=order)
+
+
+def _header(path) -> dict[str, Any]:
+    """What ``save`` wrote beside the arrays."""
+    with _opened(path) as archive:
+        header = json.loads(_array(archive, "header", np.dtype(np.uint8)).tobytes())
+    if not isinstance(header, dict) or header.get("format") != _FORMAT:
+        raise _foreign(path)
+    if (version := header.get("version")) != VERSION:
         raise ValueError(
-            f"expected a whole file, got {path}, truncated or damaged: {error}"
-        ) from error
-    if header.get("format") != _FORMAT:
-        raise ValueError(f"expected a file of gauss_flows, got {path}, a foreign one")
-    if header["version"] != VERSION:
-        raise ValueError(
-            f"expected version {VERSION} of the format, got {header['version']} in "
-            f"{path}"
+            f"expected version {VERSION} of the format, got {version} in {path}"
         )
-    return header, arrays
+    if not all(isinstance(header.get(name), dict) for name in ("meta", "leaves")):
+        raise ValueError(
+            f"expected `meta` and `leaves` in {path}, truncated or damaged"
+        )
+    return header
+
+
+def _foreign(path) -> ValueError:
+    return ValueError(f"expected a file of gauss_flows, got {path}, a foreign one")

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
+from . import _check
+
 
 class Conditioner(eqx.Module):
     r"""A multi-layer perceptron from the passive part to a transformer's parameters.
@@ -56,6 +58,7 @@ class Conditioner(eqx.Module):
                 f"expected nn_width >= 1 and nn_depth >= 0, got {width} and {depth}"
             )
         self.activation, self.residual = activation, residual
+        dtype = _check.floating(dtype)
         drawn = eqx.nn.MLP(in_size, out_size, width, depth, dtype=dtype, key=key)
         *hidden, last = drawn.layers
         if identity_init:

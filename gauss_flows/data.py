@@ -283,7 +283,7 @@ def split(
     Raises:
         ValueError: One of the two parts would be empty.
     """
-    held_out = round(len(x) * fraction)
+    held_out = round(len(x) * fraction) if math.isfinite(fraction) else 0
     if not 0 < held_out < len(x):
         raise ValueError(
             "expected a fraction that leaves rows in both parts, got "

@@ -59,7 +59,7 @@ def dequantize(
         [0, 255]
     """
     _at_least_two(levels_of_grey)
-    grey = jnp.asarray(_grey(levels_of_grey, x)).astype(dtype or float)
+    grey = jnp.asarray(_grey(levels_of_grey, x)).astype(_check.floating(dtype))
     return _in_cell(levels_of_grey, grey, jr.uniform(key, grey.shape, grey.dtype))
 
 
@@ -77,9 +77,12 @@ def quantize(
 
     Raises:
         ValueError: If ``levels_of_grey`` is below 2.
+        RuntimeError: If a number is NaN (``EquinoxRuntimeError`` under jit).
     """
     _at_least_two(levels_of_grey)
-    grey = jnp.floor(jnp.asarray(x) * levels_of_grey)
+    x = jnp.asarray(x)
+    x = eqx.error_if(x, jnp.isnan(x).any(), "expected numbers to quantize, got NaN")
+    grey = jnp.floor(x * levels_of_grey)
     return jnp.clip(grey, 0, levels_of_grey - 1).astype(int)
 
 

@@ -48,7 +48,9 @@ class Diagonal(AbstractColumnwise):
         if not shape or min(shape) < 1:
             raise ValueError(f"expected an event shape such as (2,), got {shape}")
         self.shape, self.transformer = shape, transformer
-        self.theta = jnp.zeros((transformer.n_parameters, *shape), dtype or float)
+        self.theta = jnp.zeros(
+            (transformer.n_parameters, *shape), _check.floating(dtype)
+        )
 
     def from_data(self, x: Float[Array, "n ..."]) -> "Diagonal":
         """The layer that Gaussianizes each coordinate of a batch by itself.

@@ -23,8 +23,10 @@ class HouseholderRotation(AbstractColumnwise):
     value is exactly 1, and the inverse applies the rows backwards. As many reflections
     as there are coordinates reach every rotation; two turn one plane.
 
-    Only the direction of a row matters. Two equal rows in succession cancel: that is
-    how the layer starts, at the identity, when it is given no key.
+    Only the direction of a row matters, as long as the square of its length is neither
+    0 nor infinite: in float32 entries may be from about 1e-15 to 1e15. Two equal rows
+    in succession cancel: that is how the layer starts, at the identity, when it is
+    given no key.
 
     Cost: ``2 * n_reflections * dim`` multiplications, forward and inverse.
 
@@ -64,9 +66,11 @@ class HouseholderRotation(AbstractColumnwise):
             raise ValueError(f"expected shape (dim,) with dim >= 2, got {shape}")
         self.shape = shape
         if key is None:
-            self.params = jnp.ones((n_reflections, *shape), dtype or float)
+            self.params = jnp.ones((n_reflections, *shape), _check.floating(dtype))
         else:
-            self.params = jr.normal(key, (n_reflections, *shape), dtype or float)
+            self.params = jr.normal(
+                key, (n_reflections, *shape), _check.floating(dtype)
+            )
 
     def columns(
         self, x: Float[Array, "dim *batch"], *, inverse: bool = False
@@ -139,9 +143,11 @@ class LearnedPermutation(AbstractColumnwise):
             raise ValueError(f"expected shape (dim,) with dim >= 2, got {shape}")
         self.shape, self.temperature = shape, temperature
         if key is None:
-            self.scores = jnp.linspace(1.0, -1.0, shape[0], dtype=dtype or float)
+            self.scores = jnp.linspace(
+                1.0, -1.0, shape[0], dtype=_check.floating(dtype)
+            )
         else:
-            self.scores = jr.normal(key, shape, dtype or float)
+            self.scores = jr.normal(key, shape, _check.floating(dtype))
 
     @property
     def order(self) -> Int[Array, " dim"]:
@@ -226,7 +232,7 @@ class PLULinear(AbstractColumnwise):
                 f"(8, 8, 4), got {shape}"
             )
         self.shape = shape
-        drawn = jr.orthogonal(key, shape[-1], dtype=dtype or float)
+        drawn = jr.orthogonal(key, shape[-1], dtype=_check.floating(dtype))
         rotation = drawn.at[0].multiply(jnp.sign(jnp.linalg.det(drawn)))
         permutation, lower, upper = jax.scipy.linalg.lu(rotation)
         diagonal = jnp.diag(upper)

@@ -97,9 +97,11 @@ def random(
         n_active: How many coordinates are active; half of them by default, rounded up.
 
     Raises:
-        ValueError: If the mask would be all active or all passive.
+        ValueError: If a size is below 1, or the mask would be all active or passive.
     """
     shape = (shape,) if isinstance(shape, int) else shape
+    if min(shape, default=0) < 1:
+        raise ValueError(f"expected a shape of sizes >= 1, got {shape}")
     size = _dimension(int(np.prod(shape)))
     n_active = size - size // 2 if n_active is None else n_active
     if not 0 < n_active < size:

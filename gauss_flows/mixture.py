@@ -15,6 +15,9 @@ nothing large cancels. Far out the map is affine, with the slope of the componen
 tail reaches farthest. No inverse in closed form: it is bracketed between the quantiles
 of the components, and found by Newton's method.
 
+Squares of :math:`(x - \mu_k) / \sigma_k` have to stay finite: in float32, whose range
+ends at 3e38, points and means may be of a size up to about 1e14.
+
 Parameters lie on the first axis, one component after another.
 """
 
@@ -166,7 +169,7 @@ def _solve(law: Law, y: Array, *mixture: Array) -> Array:
         new = jnp.where(good, newton, middle)
         step = jnp.where(found == y, 0.0, jnp.abs(new - x))
         moving = step > 2 * eps * (jnp.abs(x) + offset)
-        new = jnp.where(found == y, x, new)
+        new = jnp.where(found == y, x, jnp.where(jnp.isnan(found), found, new))
         return count + 1, new, low, high, step, jnp.any(moving)
 
     def unfinished(state: tuple) -> Array:

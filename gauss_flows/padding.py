@@ -152,13 +152,16 @@ def log_likelihood(
         sd: Standard deviation of :math:`q`, one for all coordinates or one for each.
 
     Raises:
-        ValueError: ``draws`` is below 1, or the flow has fewer coordinates than ``x``.
+        ValueError: ``draws`` is below 1, ``sd`` is a number that is not positive, or
+            the flow has fewer coordinates than ``x``.
 
     Source:
         Huang, Dinh & Courville (2020) for one draw; Burda, Grosse & Salakhutdinov
         (2016), theorem 1, for many.
     """
     _check.at_least_one(draws=draws)
+    if isinstance(sd, float | int):
+        _check.positive(sd=sd)
     width = flow.shape[0] - x.shape[1]
     if width < 0:
         raise ValueError(

@@ -197,7 +197,7 @@ class ConvConditioner(eqx.Module):
         self.wanted = tuple(np.flatnonzero(active).tolist())
         sizes = [passive.shape[-1], *[width] * max(2 * depth - 1, 0)]
         sizes.append(n_parameters * active.shape[-1])
-        keys = jr.split(key, len(sizes) - 1)
+        keys, dtype = jr.split(key, len(sizes) - 1), _check.floating(dtype)
         *hidden, last = [
             eqx.nn.Conv2d(n, m, 3, padding="SAME", dtype=dtype, key=k)
             for (n, m), k in zip(itertools.pairwise(sizes), keys, strict=True)

@@ -159,7 +159,7 @@ def read(path: Path) -> dict[str, Any]:
     """
     try:
         record = json.loads(path.read_text("utf-8"), parse_constant=_no_constant)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"expected a record in {path.name}, got {error}") from error
     record = _restore(record)
     _check(record, path)

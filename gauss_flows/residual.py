@@ -21,7 +21,7 @@ from flowjax.bijections import AbstractBijection
 from jax import lax
 from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
-from . import log_det, spectral
+from . import _check, log_det, spectral
 from ._fixed_point import (
     CLEAR,
     AbstractIteration,
@@ -231,6 +231,7 @@ def contraction_mlp(
             f"got dim={dim}, width={width}, depth={depth}"
         )
     spectral.check_activation(activation)
+    dtype = _check.floating(dtype)
     mlp = eqx.nn.MLP(dim, dim, width, depth, activation, dtype=dtype, key=key)
     norm = lipschitz ** (1 / (depth + 1))
     return eqx.tree_at(

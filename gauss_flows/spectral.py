@@ -240,7 +240,7 @@ class LipSwish(eqx.Module):
     b: Float[Array, "*stack"]
 
     def __init__(self, *, dtype: DTypeLike | None = None):
-        self.b = jnp.full((), 0.5, dtype or float)
+        self.b = jnp.full((), 0.5, _check.floating(dtype))
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """Apply it to each number."""
@@ -295,6 +295,7 @@ class LipschitzMLP(AbstractContraction):
     ):
         _check.at_least_one(dim=dim, width=width)
         bound = _layer_bound(lipschitz, depth)
+        dtype = _check.floating(dtype)
         drawn = eqx.nn.MLP(dim, dim, width, depth, dtype=dtype, key=key).layers
         self.weights = tuple(SpectralNorm(layer.weight, bound) for layer in drawn)
         self.biases = tuple(layer.bias for layer in drawn if layer.bias is not None)
@@ -362,7 +363,7 @@ class LipschitzConvNet(AbstractContraction):
         ):
             most = 1 / math.sqrt(channels[i] * k * k)
             w_key, b_key = jr.split(layer_key)
-            draw = {"dtype": dtype or float, "minval": -most, "maxval": most}
+            draw = {"dtype": _check.floating(dtype), "minval": -most, "maxval": most}
             kernel = jr.uniform(w_key, (k, k, channels[i], channels[i + 1]), **draw)
             weights.append(SpectralConv(kernel, bound, self.size))
             biases.append(jr.uniform(b_key, (channels[i + 1],), **draw))

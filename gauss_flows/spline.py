@@ -80,7 +80,7 @@ def forward(
 
 def _forward(x, raw_widths, raw_heights, raw_slopes, *, interval):
     shares = _shares(raw_widths), _shares(raw_heights)
-    inside = jnp.abs(x) <= interval
+    outside = jnp.abs(x) > interval  # NaN is not, and comes out as NaN
     clipped = _clip(x, -interval, interval)
     n_passed = _n_passed(clipped, shares[0], interval)
     left, width, bottom, height, slope_left, slope_right = _pick(
@@ -92,7 +92,7 @@ def _forward(x, raw_widths, raw_heights, raw_slopes, *, interval):
     risen = (mean_slope * xi**2 + slope_left * xi * (1 - xi)) / denominator
     y = _within(bottom + height * risen, -interval, interval)
     log_slope = _log_derivative(xi, mean_slope, slope_left, slope_right)
-    return jnp.where(inside, y, x), jnp.where(inside, log_slope, 0.0)
+    return jnp.where(outside, x, y), jnp.where(outside, 0.0, log_slope)
 
 
 def inverse(
@@ -120,7 +120,7 @@ def inverse(
 
 def _inverse(y, raw_widths, raw_heights, raw_slopes, *, interval):
     shares = _shares(raw_widths), _shares(raw_heights)
-    inside = jnp.abs(y) <= interval
+    outside = jnp.abs(y) > interval  # NaN is not, and comes out as NaN
     clipped = _clip(y, -interval, interval)
     n_passed = _n_passed(clipped, shares[1], interval)
     left, width, bottom, height, slope_left, slope_right = _pick(
@@ -131,7 +131,7 @@ def _inverse(y, raw_widths, raw_heights, raw_slopes, *, interval):
     xi = _solve(risen, mean_slope, slope_left, slope_right)
     x = _within(left + xi * width, -interval, interval)
     log_slope = _log_derivative(xi, mean_slope, slope_left, slope_right)
-    return jnp.where(inside, x, y), jnp.where(inside, -log_slope, 0.0)
+    return jnp.where(outside, y, x), jnp.where(outside, 0.0, -log_slope)
 
 
 def from_knots(

@@ -305,6 +305,7 @@ def _quantile_knots(
 
 
 def _log_softplus(raw: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """log(softplus(raw)), finite where softplus underflows (there it equals raw)."""
+    """log(softplus(raw)), finite and exact where softplus underflows."""
     tiny = raw < -20.0
-    return jnp.where(tiny, raw, jnp.log(jax.nn.softplus(jnp.where(tiny, 0.0, raw))))
+    series = raw - jnp.exp(jnp.minimum(raw, -20.0)) / 2
+    return jnp.where(tiny, series, jnp.log(jax.nn.softplus(jnp.where(tiny, 0.0, raw))))

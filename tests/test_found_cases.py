@@ -1,0 +1,93 @@
+"""Cases that random ones found, each as it was: see trials/results/bugs_fuzz.json.
+
+Those of files are in test_untrusted_files.py.
+"""
+
+import math
+
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+import gauss_flows as gf
+from gauss_flows import records
+
+KEY = jr.key(0)
+
+
+@pytest.mark.parametrize("direction", ["forward", "inverse"])
+def test_a_spline_passes_on_nan_and_its_slope_too(direction):
+    spline = gf.transformers.RQSpline(2)
+    theta = spline.split(jnp.zeros((spline.n_parameters, 1)))
+    for value in getattr(spline, direction)(jnp.array([jnp.nan]), *theta):
+        assert jnp.isnan(value).all()
+    for value in getattr(spline, direction)(
+        jnp.array([0.5]), theta[0] + jnp.nan, *theta[1:]
+    ):
+        assert jnp.isnan(value).all()
+
+
+@pytest.mark.parametrize("which", range(3))
+def test_a_mixture_of_nan_has_no_inverse(which):
+    mixture = gf.transformers.MixtureCDF(2)
+    theta = mixture.split(jnp.ones((6, 1)))
+    theta[which] = theta[which].at[0].set(jnp.nan)
+    for value in mixture.inverse(jnp.array([0.3]), *theta):
+        assert jnp.isnan(value).all()
+
+
+@pytest.mark.parametrize("raw", [-19.0, -20.0, -20.6, -21.0, -25.0, -40.0, -700.0])
+def test_an_affine_log_scale_is_exact_where_the_scale_is_tiny(raw, x64):
+    scale, log_scale = gf.transformers.Affine().scale(jnp.array(raw))
+    inside = raw + math.log(math.expm1(1.0))
+    exact = math.log(math.log1p(math.exp(inside)))
+    np.testing.assert_allclose(log_scale, exact, rtol=4e-16)
+    np.testing.assert_allclose(jnp.log(scale), exact, rtol=1e-15)
+
+
+@pytest.mark.parametrize("dtype", ["int32", "bool", "complex64"])
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda dtype: gf.ActNorm((2,), dtype=dtype),
+        lambda dtype: gf.Diagonal(gf.transformers.Additive(), (2,), dtype=dtype),
+        lambda dtype: gf.HouseholderRotation(2, (2,), dtype=dtype),
+        lambda dtype: gf.LearnedPermutation((2,), dtype=dtype),
+        lambda dtype: gf.AdditiveCoupling(KEY, shape=(2,), dtype=dtype),
+        lambda dtype: gf.image.dequantize(KEY, 4, jnp.array([1]), dtype=dtype),
+    ],
+)
+def test_parameters_are_floating(build, dtype):
+    with pytest.raises(ValueError, match=f"expected a floating dtype, got {dtype}"):
+        build(dtype)
+
+
+def test_a_mask_has_no_negative_sizes():
+    with pytest.raises(ValueError, match=r"sizes >= 1, got \(-1, -1, 2\)"):
+        gf.masks.random(KEY, (-1, -1, 2))
+
+
+def test_nan_has_no_grey_value():
+    with pytest.raises(RuntimeError, match="expected numbers to quantize, got NaN"):
+        gf.image.quantize(4, jnp.array([0.5, jnp.nan]))
+    assert gf.image.quantize(4, jnp.array([-jnp.inf, jnp.inf])).tolist() == [0, 3]
+
+
+@pytest.mark.parametrize("fraction", [math.nan, math.inf, -math.inf])
+def test_a_fraction_is_finite(fraction):
+    with pytest.raises(ValueError, match="expected a fraction that leaves rows"):
+        gf.data.split(KEY, jnp.ones((4, 2)), fraction)
+
+
+@pytest.mark.parametrize("sd", [0.0, -1.0, math.nan, math.inf])
+def test_padding_is_drawn_with_a_positive_deviation(sd):
+    flow = gf.coupling_flow(KEY, dim=2, depth=1, coupling="additive", nn_width=2)
+    with pytest.raises(ValueError, match="expected sd to be finite and > 0"):
+        gf.padding.log_likelihood(KEY, flow, jnp.ones((2, 1)), sd=sd)
+
+
+def test_a_record_of_endless_lists_is_refused(tmp_path):
+    (tmp_path / "00_a.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"expected a record in 00_a\.json"):
+        records.read(tmp_path / "00_a.json")

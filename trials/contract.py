@@ -214,19 +214,22 @@ def errors(layers: Any, x: jax.Array) -> Errors:
     return relative(x, back, log_det, *jax.device_get(exact))
 
 
-def relative(x, back, log_det, exact, condition=np.inf) -> Errors:
-    """Errors over what is to come out, where that is above 1."""
+def relative(x, back, log_det, exact, condition=1.0) -> Errors:
+    """Errors over what is to come out, where that is above 1.
+
+    Without a condition the factor is the error of the inverse in units of epsilon.
+    """
     limit = float(jnp.finfo(x.dtype).eps) * condition
     x, back, log_det = (np.asarray(a, np.float64) for a in (x, back, log_det))
     with np.errstate(invalid="ignore", divide="ignore"):
         inverse = np.abs(back - x).max(axis=-1) / np.maximum(np.abs(x).max(axis=-1), 1)
         apart = np.abs(log_det - exact) / np.maximum(np.abs(exact), 1)
-    inverse, apart = (np.where(np.isfinite(a), a, np.inf) for a in (inverse, apart))
-    return Errors(
-        inverse,
-        np.where(np.isfinite(exact), apart, np.nan),
-        np.divide(inverse, limit, out=np.full_like(inverse, np.nan), where=limit < 1),
-    )
+        inverse, apart = (np.where(np.isfinite(a), a, np.inf) for a in (inverse, apart))
+        return Errors(
+            inverse,
+            np.where(np.isfinite(exact), apart, np.nan),
+            np.where(limit < 1, inverse / limit, np.nan),
+        )
 
 
 def try_layer(name: str, dtype: str, *, key: Any, draws: int, n: int) -> list[dict]:

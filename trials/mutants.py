@@ -46,32 +46,37 @@ WARM = (
 )
 COPIED = ("gauss_flows", "tests", "tools", "_ext", "_style.py", "pyproject.toml")
 _LAYERS = "test_inverse_log_det|test_gradients|test_identity|test_mask"
+_TRAINING = {"test_defaults": "fit", "test_train": ""}
 TESTS: dict[str, dict[str, str]] = {  # module: files, and which tests of them
-    "masks": {"test_masks": ""},
+    "masks": {"test_masks": "", "test_defaults": "masks"},
     "spline": {
         "test_spline": "",
+        "test_defaults": "spline",
         "test_coupling": "flowjax|spline",
         "test_bijections": rf"({_LAYERS}).*\[(spline|diagonal, spline)",
     },
     "transformers": {
         "test_coupling": "",
+        "test_defaults": "",
         "test_diagonal": "",
         "test_rbig": "marginals|from_data|start",
         "test_bijections": rf"({_LAYERS}).*\[(diagonal|affine)",
     },
     "linear": {
         "test_linear": "",
+        "test_defaults": "Rotation|Permutation|Linear",
         "test_bijections": rf"({_LAYERS}).*\[(rotation|permutation|PLU)",
     },
     "coupling": {
         "test_coupling": "",
+        "test_defaults": "Coupling",
         "test_masks": "",
         "test_bijections": rf"({_LAYERS}).*\[(additive|affine|mixture|deep)",
         "test_rbig": "from_data|start",
     },
-    "_plan": {"test_train": ""},
-    "train": {"test_train": ""},
-    "_loop": {"test_train": ""},
+    "_plan": _TRAINING,
+    "train": _TRAINING,
+    "_loop": _TRAINING,
 }
 
 
@@ -209,15 +214,17 @@ def run_tests(folder: Path, module: str) -> int:
 
     os.chdir(folder)
     sys.path.insert(0, str(folder))
-    sys.dont_write_bytecode = True
     files = [f"tests/{name}.py" for name in TESTS[module]]
     quiet = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:doctest", "--no-header"]
     quiet += ["-o", "addopts=--jaxtyping-packages=gauss_flows,beartype.beartype"]
     return int(pytest.main([*quiet, *files], plugins=[Selection(TESTS[module])]))
 
 
-def forked(folder: Path, module: str) -> str:
-    """The outcome of a module's tests in a process of its own."""
+def forked(folder: Path, module: str, *, as_it_is: bool = False) -> str:
+    """The outcome of a module's tests in a process of its own.
+
+    Only the package as it is leaves compiled modules, for all mutants to come.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # JAX warns of forks; it has computed nothing
         child = os.fork()
@@ -227,6 +234,7 @@ def forked(folder: Path, module: str) -> str:
         os.dup2(log, 1)
         os.dup2(log, 2)
         code = 70
+        sys.dont_write_bytecode = not as_it_is
         try:
             code = run_tests(folder, module)
         finally:
@@ -255,12 +263,10 @@ def copy_project(folder: Path) -> None:
 def try_mutant(folder: Path, mutant: Mutant) -> dict[str, Any]:
     """Whether the tests of its module find a mutant."""
     path = path_of(folder, mutant.module)
-    original, begin = path.read_text(), time.perf_counter()
+    begin = time.perf_counter()
     path.write_text(mutated(mutant))
-    try:
-        outcome = forked(folder, mutant.module)
-    finally:
-        path.write_text(original)
+    outcome = forked(folder, mutant.module)
+    shutil.copy2(path_of(ROOT, mutant.module), path)  # with its time, for bytecode
     row = mutant._asdict() | {"outcome": outcome}
     if outcome == "survived" and (reason := EQUIVALENT.get(name_of(mutant))):
         row |= {"outcome": "equivalent", "reason": reason}
@@ -307,7 +313,7 @@ def measure(chosen: list[Mutant], seconds: float) -> list[dict[str, Any]]:
         copy_project(folder)
         for module in {mutant.module: None for mutant in chosen}:
             begin = time.perf_counter()
-            if forked(folder, module) != "survived":
+            if forked(folder, module, as_it_is=True) != "survived":
                 sys.exit(f"{module}: {(folder / 'log.txt').read_text()[-2000:]}")
             print(f"{module} as it is: {time.perf_counter() - begin:.0f} s", flush=True)
         for mutant in chosen:

@@ -39,7 +39,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from contract_promise import PROMISE, RADII, Promise
+from contract_promise import FAR, PROMISE, RADII, Promise
 from peers import commit, machine
 
 import gauss_flows as gf
@@ -354,10 +354,11 @@ def broken(rows: list[dict]) -> Iterator[str]:
 
 
 def keeps(row: dict, promise: Promise) -> bool:
-    """Whether the factor is kept, and within reach the bounds on both errors."""
+    """Whether the bounds on both errors are kept within reach, and the factor."""
     if "raised" in row:
-        return False
-    wanted = {"factor_max": promise.factor} if row["lost"] < 1 else {}
+        return row["radius"] > max(promise.reach, FAR)
+    some_left = row["lost"] < 1 and row["radius"] <= FAR
+    wanted = {"factor_max": promise.factor} if some_left else {}
     if row["radius"] <= promise.reach:
         wanted |= {"inverse_max": promise.inverse, "log_det_max": promise.log_det}
     return all(

@@ -12,7 +12,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from contract_promise import PROMISE, RADII, Promise
+from contract_promise import FAR, PROMISE, RADII, Promise
 from render import as_json, origin
 
 from _style import PALETTE, SIZES, style_ax
@@ -65,7 +65,7 @@ def promises(result: dict[str, Any]) -> str:
         ":::{table} What is promised, and what was measured: "
         f"{result['draws']} draws of each layer, {result['points']} points of each "
         "size. Measured are median and largest, at the size within reach where they "
-        "are worst; of the factor the largest, at all sizes.\n"
+        f"are worst; of the factor the largest, up to {FAR:.0f}.\n"
         ":name: tab-contract\n\n"
         "| layer | dtype | reach | inverse | log-det | factor | inverse, measured | "
         "log-det, measured | factor, measured |\n"
@@ -79,14 +79,15 @@ def _promise_row(layer: str, dtype: str, promise: Promise, rows: Rows) -> str:
         " · ".join(short(worst(near, f"{kind}_{what}")) for what in ("median", "max"))
         for kind in KINDS
     ]
-    factor = short(worst(rows, "factor_max"))
+    far = [row for row in rows if row["radius"] <= FAR and row["lost"] < 1]
+    factor = short(worst(far, "factor_max"))
     shown = [layer, dtype, *map(short, promise), *pairs, factor]
     return f"| {' | '.join(shown)} |"
 
 
 def worst(rows: Rows, name: str) -> float:
     """The largest number of a column; where there is none it is not finite."""
-    found = [row[name] for row in rows if row["lost"] < 1 or name != "factor_max"]
+    found = [row[name] for row in rows]
     return max(math.inf if value is None else value for value in found)
 
 

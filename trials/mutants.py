@@ -215,7 +215,7 @@ def run_tests(folder: Path, module: str) -> int:
     os.chdir(folder)
     sys.path.insert(0, str(folder))
     files = [f"tests/{name}.py" for name in TESTS[module]]
-    quiet = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:doctest", "--no-header"]
+    quiet = ["-x", "-q", "-p", "no:cacheprovider", "--no-header"]
     quiet += ["-o", "addopts=--jaxtyping-packages=gauss_flows,beartype.beartype"]
     return int(pytest.main([*quiet, *files], plugins=[Selection(TESTS[module])]))
 

@@ -15,6 +15,18 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "trials/results/contract.json"
 DRAWS, POINTS = 3, 16  # compiling takes the time, not these
+# a second or two each; `make contract` tries every layer in every dtype
+FRESH = {
+    "AdditiveCoupling": "bfloat16",
+    "AffineCoupling": "float32",
+    "AffineCoupling, bounded": "float64",
+    "RQSplineCoupling": "float32",
+    "MixtureCDFCoupling": "float32",
+    "ActNorm": "bfloat16",
+    "HouseholderRotation": "float32",
+    "PLULinear": "float64",
+    "ResidualMap, Banach": "float32",
+}
 
 
 def promised() -> dict:
@@ -51,7 +63,7 @@ def result():
     return json.loads(RESULT.read_text())
 
 
-@pytest.mark.parametrize(("layer", "dtype"), PROMISES)
+@pytest.mark.parametrize(("layer", "dtype"), FRESH.items())
 def test_a_layer_keeps_its_promise_on_fresh_draws(contract, layer, dtype):
     options = {"key": jr.key(1000), "draws": DRAWS, "n": POINTS}
     rows = contract.try_layer(layer, dtype, **options)
@@ -75,9 +87,8 @@ def test_errors_are_relative_and_lost_points_are_told_apart(contract):
     back = np.array([[3.3, -1.0], [0.1, 0.3], [np.nan, 1.0]])
     exact = np.array([4.0, 0.5, -np.inf])
     eps = float(jnp.finfo(x.dtype).eps)
-    found = contract.relative(
-        x, back, np.array([5.0, 0.6, 1.0]), exact, [2, 4, 2 / eps]
-    )
+    log_det, condition = np.array([5.0, 0.6, 1.0]), np.array([2, 4, 2 / eps])
+    found = contract.relative(x, back, log_det, exact, condition)
     np.testing.assert_allclose(found.inverse, [0.1, 0.1, np.inf], rtol=1e-6)
     np.testing.assert_allclose(found.log_det, [0.25, 0.1, np.nan], rtol=1e-6)
     factor = [0.1 / (2 * eps), 0.1 / (4 * eps), np.nan]

@@ -6,6 +6,9 @@ PORT ?= 8000
 CHAPTER ?= # one chapter only, e.g. 07_depth_sweep: for records, colab, copy-test
 
 RUN = .venv/bin/python
+# tests of pages and results, which run none of the package's own code
+BOOK_TESTS = benchmarks beyond_benchmark book claims contract downloads films
+BOOK_TESTS += image_benchmarks pdf project reading slices style
 .DEFAULT_GOAL := help
 .PHONY: help book test test-oldest test-newest audit notebooks serve pdf records benchmark
 .PHONY: check-pages check-pages-thorough build-twice colab copy-test solutions
@@ -46,6 +49,16 @@ benchmark: setup ## measure beside flowjax and the PyTorch libraries: over an ho
 	@$(RUN) benchmarks/peers.py
 	@$(RUN) benchmarks/images.py
 	@$(RUN) benchmarks/beyond.py
+
+contract: setup ## measure what rounding costs in each layer, and whether promises hold
+	@PYTHONPATH=benchmarks $(RUN) trials/contract.py
+
+coverage: setup ## line and branch coverage of the package by its own tests: half an hour
+	@$(RUN) -m pytest -n auto -q --cov --cov-report=term-missing \
+	  $(BOOK_TESTS:%=--ignore=tests/test_%.py)
+
+mutants: setup ## put small faults into the core and see whether tests find them: 20 minutes
+	@PYTHONPATH=benchmarks $(RUN) trials/mutants.py
 
 check-pages: setup ## open every built page in headless Chromium and use it
 	@$(RUN) tools/check_pages.py

@@ -347,7 +347,8 @@ def commit() -> str:
             command, capture_output=True, text=True, check=True
         ).stdout
 
-    changed = git("status", "--porcelain", "--", "gauss_flows", "benchmarks/*.py")
+    ran = ("gauss_flows", "benchmarks/*.py", "trials/*.py")
+    changed = git("status", "--porcelain", "--", *ran)
     return git("rev-parse", "--short=12", "HEAD").strip() + "+changes" * bool(changed)
 
 

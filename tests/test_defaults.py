@@ -34,6 +34,7 @@ FIT = {
     "checkpoint": None,
     "checkpoint_every": 1000,
     "devices": None,
+    "record": None,
     "progress": True,
     "throw": True,
 }

@@ -109,7 +109,7 @@ def header_of(shape, dtype="<f4"):
 @pytest.mark.parametrize(
     ("part", "message"),
     [
-        (header_of((2**40,)), r"expected float32\[3\] in leaf0, got float32\[10995"),
+        (header_of((2**40,)), r"expected float32\[3\] in leaf1, got float32\[10995"),
         (header_of((2**40, 2**40)), "expected float32"),
         (header_of((3,)), "another size than it says"),
         (header_of((3,)) + bytes(13), "another size than it says"),
@@ -124,7 +124,7 @@ def header_of(shape, dtype="<f4"):
     ],
 )
 def test_an_array_that_does_not_fit_is_refused(whole, part, message):
-    bad = write(whole.parent / "bad", members(whole) | {"leaf0.npy": part})
+    bad = write(whole.parent / "bad", members(whole) | {"leaf1.npy": part})
     refused(bad, message)
 
 

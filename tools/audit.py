@@ -38,8 +38,9 @@ def licence(package: Distribution) -> str:
         return known
     classifiers = [c.split(" :: ") for c in about.get_all("Classifier") or []]
     named = [parts[-1] for parts in classifiers if parts[0] == "License"]
-    text = about.get("License-Expression") or " AND ".join(named)
-    return text or (about.get("License") or "unknown").strip().split("\n")[0]
+    (expression,) = about.get_all("License-Expression") or [""]
+    (old,) = about.get_all("License") or [""]
+    return expression or " AND ".join(named) or old.strip().split("\n")[0] or "unknown"
 
 
 def allowed(text: str) -> bool:

@@ -25,6 +25,7 @@ tries the same promises on other draws.
 """
 
 import argparse
+import importlib
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -68,7 +69,8 @@ class Errors(NamedTuple):
 def enable_x64(value: bool):
     """A context in which new arrays are 64-bit, or not, whichever JAX is there."""
     there = hasattr(jax, "enable_x64")  # before jax 0.8 it was experimental
-    return getattr(jax if there else jax.experimental, "enable_x64")(value)  # noqa: B009
+    home = jax if there else importlib.import_module("jax.experimental")
+    return home.enable_x64(value)
 
 
 def spread(key, layer):
@@ -255,7 +257,7 @@ def summary(found: Errors) -> dict[str, float | None]:
 
     None stands for a number that is not finite, or for no number at all.
     """
-    row = {"lost": float(np.isnan(found.factor).mean())}
+    row: dict[str, float | None] = {"lost": float(np.isnan(found.factor).mean())}
     for name, values in found._asdict().items():
         there = values[~np.isnan(values)]
         for kind, of in (("median", np.median), ("max", np.max)):
@@ -323,7 +325,8 @@ def try_flow(kind: str, dtype: str, *, key: Any, draws: int, n: int) -> list[dic
 
     def build(key):
         flow = gf.coupling_flow(key, dim=DIM, depth=DEPTHS[-1], coupling=kind)
-        return gf.normalizing_map(flow).bijection
+        stack: Any = gf.normalizing_map(flow)
+        return stack.bijection
 
     flow_key, point_key = jr.split(key)
     blocks, x = draw(build, flow_key, draws), points(point_key, n, 3.0, dtype)
@@ -336,8 +339,8 @@ def try_flow(kind: str, dtype: str, *, key: Any, draws: int, n: int) -> list[dic
         states, log_dets = down(rounded, x)
         for depth in DEPTHS:
             back = up(rounded, states[:, :, depth - 1], jnp.array(depth))
-            last = jax.device_get((x, back, log_dets[:, :, depth - 1]))
-            found = relative(*last, exact[:, :, depth - 1])
+            log_det = log_dets[:, :, depth - 1]
+            found = relative(x, back, log_det, exact[:, :, depth - 1])
             about = {"layer": f"coupling_flow, {kind}", "dtype": dtype, "depth": depth}
             rows.append({**about, "radius": 3.0, **summary(found)})
     return rows

@@ -32,7 +32,7 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
 def main() -> None:
     """Run the tests, and write what came of it."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="The property tests at length.")
     parser.add_argument("--seed", type=int, default=0, help="of Hypothesis")
     parser.add_argument("-k", default="", help="which tests, as for pytest")
     given = parser.parse_args()

@@ -98,7 +98,8 @@ def short(value: float | None) -> str:
     if value == 0 or 0.01 <= value < 1e4:
         return f"{value:.2g}" if value < 100 else f"{value:.0f}"
     digits, exponent = f"{value:.1e}".split("e")
-    return f"{digits.removesuffix('.0')}e{int(exponent)}"
+    # a minus sign, at which no line is broken, where a hyphen would be
+    return f"{digits.removesuffix('.0')}e{int(exponent)}".replace("-", "−")
 
 
 def refusals(result: dict[str, Any]) -> str:

@@ -44,7 +44,8 @@ def make(folder: Path, cells: dict[str, list[str]]) -> None:
     for name in ("gauss_flows", "_ext", "book/records"):
         (folder / name).mkdir(parents=True)
     shutil.copytree(TOOLS, folder / "tools", ignore=lambda *_: ["__pycache__"])
-    for name in ("gauss_flows/__init__.py", "_style.py", "constraints.txt"):
+    locks = ("constraints.txt", "requirements.lock", "requirements-gpu.lock")
+    for name in ("gauss_flows/__init__.py", "_style.py", *locks):
         (folder / name).touch()
     (folder / "book" / "references.bib").touch()
     (folder / "_config.yml").write_text(CONFIG)

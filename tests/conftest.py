@@ -1,6 +1,9 @@
 """What every test shares: no display, 64-bit numbers on request, a quiet Hypothesis."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 
@@ -8,6 +11,8 @@ import jax
 import jax.experimental
 import pytest
 from hypothesis import HealthCheck, settings
+
+ROOT = Path(__file__).resolve().parents[1]
 
 # compilation makes the first example slow, which says nothing about the code
 settings.register_profile(
@@ -33,6 +38,14 @@ def enable_x64(value: bool):
     """A context in which new arrays are 64-bit (or not), whichever JAX is there."""
     there = hasattr(jax, "enable_x64")  # before jax 0.8 it was experimental
     return getattr(jax if there else jax.experimental, "enable_x64")(value)  # noqa: B009
+
+
+def build_wheel(folder: Path) -> Path:
+    """Build the package's wheel into a folder."""
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import make_environment
 import notebooks
 import pytest
 import yaml
+from conftest import build_wheel
 from packaging.markers import Marker
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -139,19 +140,7 @@ def test_style_and_package_come_from_this_tree_and_not_from_a_copy():
 
 
 def test_the_wheel_holds_package_types_and_style(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "hatchling",
-        "build",
-        "-t",
-        "wheel",
-        "-d",
-        tmp_path,
-    ]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    names = set(zipfile.ZipFile(wheel).namelist())
+    names = set(zipfile.ZipFile(build_wheel(tmp_path)).namelist())
     modules = {f"gauss_flows/{p.name}" for p in (ROOT / "gauss_flows").glob("*.py")}
     assert {"_style.py", "gauss_flows/py.typed", *modules} <= names
     tops = {name.split("/")[0] for name in names}

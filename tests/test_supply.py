@@ -14,6 +14,7 @@ import bootstrap
 import lock
 import pytest
 import try_versions as versions
+from conftest import build_wheel
 
 ROOT = Path(audit.ROOT)
 
@@ -73,17 +74,7 @@ def test_a_failed_set_up_says_what_to_do(tmp_path, monkeypatch):
 
 
 def test_a_file_with_another_hash_is_not_installed(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "hatchling",
-        "build",
-        "-t",
-        "wheel",
-        "-d",
-        tmp_path,
-    ]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    build_wheel(tmp_path)
     false = tmp_path / "false.lock"
     false.write_text(f"gauss-flows==0.1.0 \\\n    --hash=sha256:{'0' * 64}\n")
     pip = [sys.executable, "-m", "pip", "install", "--require-hashes", "--no-deps"]

@@ -120,7 +120,8 @@ def table(result: dict[str, Any]) -> str:
             f"{middle:.3g}; {most:.3g}",
             f"{np.median(row['error']):.0e}",
         ]
-        lines.append(f"| {' | '.join(cells)} |")
+        # minus signs, at which no line is broken, where hyphens would be
+        lines.append(f"| {' | '.join(cells)} |".replace("-", "−"))
     unit = [
         f"{1e3 * np.median(base['step']):.2g} ms and "
         f"{1e6 * np.median(base['sample']):.2g} µs ({name.replace('_', ' ')})"

@@ -146,7 +146,7 @@ def test_the_table_tells_ratios_and_spread(beyond, result):
     line = beyond.table(result).splitlines()[3]
     assert line == (
         "| two moons, 2 | spline coupling | 2,000 | 2.00 (1.00 to 3.00) | 4 | 1 | "
-        "2; 9 | 1e-06 |"
+        "2; 9 | 1e−06 |"
     )
 
 

@@ -1,6 +1,7 @@
 """Kill training at random moments and resume it, again and again: the same bits?
 
-    .venv/bin/python trials/kills_of_fit.py [--kills 200] [--seed 0] [--out FILE]
+    PYTHONPATH=benchmarks .venv/bin/python trials/kills_of_fit.py [--kills 200]
+        [--seed 0] [--out FILE]
 
 A process trains a small affine flow with all that a checkpoint has to keep: Adam and
 its schedule, held-out loss and best parameters, an average, what a callback records. It
@@ -31,6 +32,7 @@ import equinox as eqx
 import jax
 import jax.random as jr
 import numpy as np
+from peers import commit, machine
 
 import gauss_flows as gf
 
@@ -156,10 +158,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results/kills_of_fit.json")
     args = parser.parse_args()
     FORKS.set_forkserver_preload(["gauss_flows"])
+    ran = commit()
     with tempfile.TemporaryDirectory() as root:
         found = compare(Path(root), args.kills, args.seed)
     found |= {
+        "machine": machine(),
         "versions": {"jax": jax.__version__},
+        "commit": ran,
         "date": datetime.now(UTC).date().isoformat(),
     }
     args.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -1,6 +1,7 @@
 """Long and large: a million rows from a file, a thousand blocks, 100,000 steps.
 
-    .venv/bin/python trials/long_and_large.py [--quick] [--out FILE]
+    PYTHONPATH=benchmarks .venv/bin/python trials/long_and_large.py [--quick]
+        [--out FILE]
 
 Each part has a process of its own, whose anonymous memory (``RssAnon`` of Linux: what
 the program itself holds, without pages of files that the system may drop) is looked at
@@ -36,6 +37,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+from peers import commit, machine
 
 import gauss_flows as gf
 
@@ -179,7 +181,7 @@ def main() -> None:
     if args.part:
         print(json.dumps(PARTS[args.part](0.02 if args.quick else 1.0)))
         return
-    begin, found = time.perf_counter(), {}
+    begin, ran, found = time.perf_counter(), commit(), {}
     for name in PARTS:
         command = [sys.executable, __file__, "--part", name]
         command += ["--quick"] * args.quick
@@ -188,8 +190,9 @@ def main() -> None:
         print(name, found[name], flush=True)
     told = {
         "parts": found,
-        "device": f"{jax.devices()[0].platform}, {jax.device_count()} device",
+        "machine": machine(),
         "versions": {"jax": jax.__version__, "numpy": np.__version__},
+        "commit": ran,
         "date": datetime.now(UTC).date().isoformat(),
         "seconds": round(time.perf_counter() - begin),
     }

@@ -9,6 +9,11 @@ RUN = .venv/bin/python
 # tests of pages and results, which run none of the package's own code
 BOOK_TESTS = benchmarks beyond_benchmark book claims contract downloads films
 BOOK_TESTS += image_benchmarks pdf project reading slices style
+# a test's programs run once or twice, and compile in half the time without optimisations;
+# test-oldest and test-newest run what XLA makes of them by itself
+XLA_TESTS = --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false
+# BLAS threads of test runs side by side wait for each other and spin
+TEST_ENV = OPENBLAS_NUM_THREADS=1 XLA_FLAGS="$(XLA_TESTS) $$XLA_FLAGS"
 .DEFAULT_GOAL := help
 .PHONY: help book test test-oldest test-newest audit notebooks serve pdf records benchmark
 .PHONY: check-pages check-pages-thorough build-twice colab copy-test solutions
@@ -21,7 +26,7 @@ book: notebooks ## execute what changed and build the site in _build/html
 	@$(RUN) tools/build_site.py
 
 test: lint notebooks ## lint, types, notebooks, doctests and tests
-	@$(RUN) -m pytest -n auto -q
+	@$(TEST_ENV) $(RUN) -m pytest -n auto -q
 
 notebooks: setup ## execute the notebooks that changed since they last ran
 	@$(RUN) tools/run_notebooks.py
@@ -54,8 +59,8 @@ contract: setup ## measure what rounding costs in each layer, and whether promis
 	@PYTHONPATH=benchmarks $(RUN) trials/contract.py
 
 coverage: setup ## line and branch coverage of the package by its own tests: half an hour
-	@$(RUN) -m pytest -n auto -q --cov --cov-report=term-missing \
-	  $(BOOK_TESTS:%=--ignore=tests/test_%.py)
+	@$(TEST_ENV) PYTHONPATH=benchmarks \
+	  $(RUN) trials/coverage_of_tests.py $(BOOK_TESTS:%=--ignore=tests/test_%.py)
 
 mutants: setup ## put small faults into the core and see whether tests find them: 20 minutes
 	@PYTHONPATH=benchmarks $(RUN) trials/mutants.py

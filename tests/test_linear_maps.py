@@ -120,8 +120,9 @@ def test_all_permutations_of_six():
 
 
 @pytest.mark.slow
-def test_all_permutations_of_six_in_six_factors():
-    for order in itertools.permutations(range(6)):
+def test_permutations_of_six_in_six_factors():
+    # a tenth of a second each, so every fifth
+    for order in [*itertools.permutations(range(6))][::5]:
         matrix = even_permutation(order)
         factors = linear_maps.factor_minimal(matrix)
         assert off(factors, matrix) < 1e-8

@@ -378,6 +378,8 @@ def lying_archive():
         (b"no gzip", "got a damaged file"),
         (lying_archive(), "cannot hold them"),
     ],
+    # named, for a packed file holds the time of its making
+    ids=["empty", "no record", "short", "label", "cut", "no tar", "no gzip", "lying"],
 )
 def test_cifar_of_another_form(tmp_path, content, match):
     (tmp_path / "some.tar.gz").write_bytes(content)

@@ -185,8 +185,8 @@ def main() -> None:
     for name in PARTS:
         command = [sys.executable, __file__, "--part", name]
         command += ["--quick"] * args.quick
-        ran = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        found[name] = json.loads(ran.stdout)
+        part = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        found[name] = json.loads(part.stdout)
         print(name, found[name], flush=True)
     told = {
         "parts": found,

@@ -97,7 +97,9 @@ class Additive(AbstractTransformer):
 class Affine(AbstractTransformer):
     r"""A scale and a shift, :math:`y = x\, s + t`.
 
-    The scale is a softplus of its parameter, or :math:`e^{B \tanh(r / B)}`.
+    The scale is a softplus of its parameter, or :math:`e^{B \tanh(r / B)}`. A softplus
+    underflows: with parameters up to 30 in size, 300 in float64, values and gradients
+    of points up to a million are finite both ways.
 
     Args:
         log_scale_bound: The bound :math:`B` on the absolute log-scale; None for

@@ -117,7 +117,7 @@ def both_ways(
     An increasing map is undone rightly, however steep it is, if a point just above the
     answer has an image above, and one just below has one below, where "just" is the
     rounding of the numbers at hand. The inverse's log-determinant has to be one that
-    the map takes on between these points; at the point itself it may be off by ``room``.
+    the map takes on between these points; at the point itself ``room`` is admitted.
     """
     eps = SLACK * jnp.finfo(x.dtype).eps
     (y, log_det), (stretch, _) = jax.jvp(forward, (x,), (active * jnp.ones_like(x),))

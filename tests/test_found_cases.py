@@ -5,10 +5,12 @@ Those of files are in test_untrusted_files.py.
 
 import math
 
+import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from conftest import enable_x64
 
 import gauss_flows as gf
 from gauss_flows import records
@@ -44,6 +46,21 @@ def test_an_affine_log_scale_is_exact_where_the_scale_is_tiny(raw, x64):
     exact = math.log(math.log1p(math.exp(inside)))
     np.testing.assert_allclose(log_scale, exact, rtol=4e-16)
     np.testing.assert_allclose(jnp.log(scale), exact, rtol=1e-15)
+
+
+@pytest.mark.parametrize(("dtype", "raw"), [("float32", 30.0), ("float64", 300.0)])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_affine_gradients_are_finite_as_far_as_is_stated(dtype, raw, sign):
+    affine = gf.transformers.Affine()
+
+    def total(x, shift, r):
+        ways = affine.forward(x, shift, r), affine.inverse(x, shift, r)
+        return sum(number.sum() for way in ways for number in way)
+
+    with enable_x64(dtype == "float64"):
+        numbers = [jnp.array([a], dtype) for a in (1e6, 1.0, sign * raw)]
+        for slope in jax.grad(total, (0, 1, 2))(*numbers):
+            assert jnp.isfinite(slope).all()
 
 
 @pytest.mark.parametrize("dtype", ["int32", "bool", "complex64"])

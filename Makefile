@@ -8,7 +8,7 @@ CHAPTER ?= # one chapter only, e.g. 07_depth_sweep: for records, colab, copy-tes
 RUN = .venv/bin/python
 # tests of pages and results, which run none of the package's own code
 BOOK_TESTS = benchmarks beyond_benchmark book claims contract downloads films
-BOOK_TESTS += image_benchmarks pdf project reading slices style
+BOOK_TESTS += image_benchmarks pdf project reading slices style trust
 # a test's programs run once or twice, and compile in half the time without optimisations;
 # test-oldest and test-newest run what XLA makes of them by itself
 XLA_TESTS = --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false
@@ -17,7 +17,7 @@ TEST_ENV = OPENBLAS_NUM_THREADS=1 XLA_FLAGS="$(XLA_TESTS) $$XLA_FLAGS"
 .DEFAULT_GOAL := help
 .PHONY: help book test test-oldest test-newest audit notebooks serve pdf records benchmark
 .PHONY: check-pages check-pages-thorough build-twice colab copy-test solutions
-.PHONY: fuzz contract coverage mutants lint format lock setup clean
+.PHONY: fuzz contract coverage kills long mutants trust lint format lock setup clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | awk -F ':.*## ' '{printf "make %-20s %s\n", $$1, $$2}'
@@ -61,6 +61,16 @@ contract: setup ## measure what rounding costs in each layer, and whether promis
 coverage: setup ## line and branch coverage of the package by its own tests: half an hour
 	@$(TEST_ENV) PYTHONPATH=benchmarks \
 	  $(RUN) trials/coverage_of_tests.py $(BOOK_TESTS:%=--ignore=tests/test_%.py)
+
+kills: setup ## kill training and building at random moments, and see whether all is kept
+	@PYTHONPATH=benchmarks $(RUN) trials/kills_of_fit.py
+	@$(RUN) trials/kills_of_book.py
+
+long: setup ## a million rows, a thousand blocks, 100,000 steps: memory and time
+	@PYTHONPATH=benchmarks $(RUN) trials/long_and_large.py
+
+trust: setup ## make the tables of the page on trust anew from what the trials wrote
+	@$(RUN) trials/trust_page.py
 
 mutants: setup ## put small faults into the core and see whether tests find them: 20 minutes
 	@PYTHONPATH=benchmarks $(RUN) trials/mutants.py

@@ -76,19 +76,20 @@ def test_one_component_is_affine_to_the_last_digits(law, dtype):
     np.testing.assert_allclose(log_slope, 1.2, rtol=100 * eps)
 
 
+@functools.partial(jax.jit, static_argnums=2)
+def there_and_back(x, logs, law):
+    """Image, log-slope, preimage, its log-slope, and autodiff's slope."""
+    y, log_slope = mixture.forward(x, *logs, law)
+    one = [a[:, 0] for a in logs]
+    slope = jax.vmap(jax.grad(lambda x: mixture.forward(x, *one, law)[0]))(x)
+    return y, log_slope, *mixture.inverse(y, *logs, law), slope
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_log_slope_is_the_derivative_and_the_inverse_undoes(law, dtype, seed):
-    logs, x = draw(dtype, seed), points(dtype)
-    tolerance = 1e-5 if dtype == jnp.float32 else 1e-11
-
-    @jax.jit
-    def both(x):
-        y, log_slope = mixture.forward(x, *logs, law)
-        return y, log_slope, *mixture.inverse(y, *logs, law)
-
-    one = [a[:, 0] for a in logs]
-    y, log_slope, back, inverse_log_slope = both(x)
-    slope = jax.vmap(jax.grad(lambda x: mixture.forward(x, *one, law)[0]))(x)
+    x, tolerance = points(dtype), 1e-5 if dtype == jnp.float32 else 1e-11
+    found = there_and_back(x, draw(dtype, seed), law)
+    y, log_slope, back, inverse_log_slope, slope = found
     np.testing.assert_allclose(jnp.log(slope), log_slope, atol=10 * tolerance)
     np.testing.assert_allclose(back, x, rtol=tolerance, atol=tolerance)
     np.testing.assert_allclose(inverse_log_slope, -log_slope, atol=20 * tolerance)
@@ -118,8 +119,8 @@ def test_gradients_of_the_inverse_are_those_of_the_solution(law, x64):
     """Against differences: of the point, and of every parameter."""
     logs, y = draw(jnp.float64), jnp.array([-8.0, -0.7, 0.1, 2.0])
 
+    @jax.jit
     def total(y, logs):
-        y, *logs = map(jnp.asarray, (y, *logs))  # differences are taken in NumPy
         x, log_slope = mixture.inverse(y, *logs, law)
         return jnp.sum(jnp.sin(x) + log_slope)
 
@@ -129,6 +130,7 @@ def test_gradients_of_the_inverse_are_those_of_the_solution(law, x64):
 def test_gradients_are_finite_everywhere(law, dtype):
     logs = draw(dtype)
 
+    @jax.jit
     def total(x, logs):
         there, back = mixture.forward(x, *logs, law), mixture.inverse(x, *logs, law)
         return sum(a.sum() for a in (*there, *back))

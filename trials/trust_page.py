@@ -7,12 +7,15 @@ written by the trial that its table names.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).resolve().parent / "results"
 LEFT, RIGHT = ":--", "--:"
+
+Line = tuple[str, str, str]
+"""What a trial is, how much of it was tried, and how it came out."""
 
 
 def main() -> None:
@@ -21,19 +24,20 @@ def main() -> None:
 
 
 def page(folder: Path) -> str:
-    """All that the page includes, as MyST."""
+    """All that the page includes, as MyST: of each trial that has a result."""
     found = {
         path.stem: json.loads(path.read_text(encoding="utf-8"))
         for path in sorted(folder.glob("*.json"))
     }
-    bugs = found.pop("bugs_fuzz")
-    parts = {
-        "overview": overview(found),
-        "cases": cases(found["fuzz"]),
-        "bugs": mended(bugs),
-        "large": large(found["long_and_large"]),
-        "mutants": faults(found["mutation"]),
+    parts = {"overview": overview(found)}
+    makers = {
+        "cases": ("fuzz", cases),
+        "bugs": ("bugs_fuzz", mended),
+        "large": ("long_and_large", large),
+        "mutants": ("mutation", faults),
     }
+    for name, (trial, make) in makers.items():
+        parts[name] = make(found[trial]) if trial in found else ""
     return "\n\n".join(f"<!-- {name} -->\n\n{of}" for name, of in parts.items()) + "\n"
 
 
@@ -59,65 +63,81 @@ def share(value: float) -> str:
 
 def overview(found: dict[str, Any]) -> str:
     """A line for each trial, with when and at which commit it ran."""
-    fuzz, fit, book = found["fuzz"], found["kills_of_fit"], found["kills_of_book"]
-    mutation, covered = found["mutation"], found["coverage"]
-    steps = found["long_and_large"]["parts"]["steps"]
-    grown = steps["held_at_the_end_mb"] - steps["held_after_a_tenth_mb"]
-    killed = mutation["killed"] + mutation["too long"]
-    lines = [
-        (
-            "random cases",
-            f"{number(fuzz['cases'])} cases of {len(fuzz['kinds'])} kinds",
-            f"{number(fuzz['outcomes']['undocumented'])} undocumented outcomes",
-            fuzz,
-        ),
-        (
-            "training killed",
-            f"{fit['kills']} kills",
-            f"{fit['ends_with_the_same_bits']} of {fit['ends']} runs end in the same "
-            "bits",
-            fit,
-        ),
-        (
-            "building killed",
-            f"{book['kills']} kills",
-            f"{book['differing']} next builds differ, "
-            f"{book['half_built_taken_for_whole']} half-built sites taken for whole",
-            book,
-        ),
-        (
-            "long training",
-            f"{number(steps['steps'])} steps, {number(steps['checkpoints'])} "
-            "checkpoints",
-            f"{number(grown)} MB more held at the end than after a tenth",
-            found["long_and_large"],
-        ),
-        (
-            "faults in the code",
-            f"{mutation['tried']} mutants",
-            f"{killed} found, {mutation['survived']} not, {mutation['equivalent']} "
-            f"compute the same: {share(mutation['score'])}, 95 % interval "
-            f"{share(mutation['low'])} to {share(mutation['high'])}",
-            mutation,
-        ),
-        (
-            "coverage by tests",
-            f"{number(covered['lines'])} lines, {number(covered['branches'])} branches",
-            f"{share(covered['lines_covered'] / covered['lines'])} of the lines, "
-            f"{share(covered['branches_covered'] / covered['branches'])} of the "
-            "branches",
-            covered,
-        ),
-    ]
+    rows = (
+        (*line(found[trial]), found[trial]["date"], f"`{found[trial]['commit']}`")
+        for trial, line in LINES.items()
+        if trial in found
+    )
     return table(
         "tab-trust",
         "What was tried, and how it came out.",
         dict.fromkeys(("trial", "tried", "outcome", "on", "commit"), LEFT),
-        (
-            (what, tried, outcome, of["date"], f"`{of['commit']}`")
-            for what, tried, outcome, of in lines
-        ),
+        rows,
     )
+
+
+def fuzz_line(of: dict[str, Any]) -> Line:
+    """Of random cases."""
+    tried = f"{number(of['cases'])} cases of {len(of['kinds'])} kinds"
+    undocumented = number(of["outcomes"]["undocumented"])
+    return "random cases", tried, f"{undocumented} undocumented outcomes"
+
+
+def fit_line(of: dict[str, Any]) -> Line:
+    """Of kills of training."""
+    same, ends = of["ends_with_the_same_bits"], of["ends"]
+    outcome = f"{same} of {ends} runs end in the same bits"
+    return "training killed", f"{of['kills']} kills", outcome
+
+
+def book_line(of: dict[str, Any]) -> Line:
+    """Of kills of a build."""
+    outcome = (
+        f"{of['differing']} next builds differ, {of['half_built_taken_for_whole']} "
+        "half-built sites taken for whole"
+    )
+    return "building killed", f"{of['kills']} kills", outcome
+
+
+def long_line(of: dict[str, Any]) -> Line:
+    """Of memory over many steps."""
+    steps = of["parts"]["steps"]
+    grown = steps["held_at_the_end_mb"] - steps["held_after_a_tenth_mb"]
+    tried = (
+        f"{number(steps['steps'])} steps, {number(steps['checkpoints'])} checkpoints"
+    )
+    outcome = f"{number(grown)} MB more held at the end than after a tenth"
+    return "long training", tried, outcome
+
+
+def mutation_line(of: dict[str, Any]) -> Line:
+    """Of mutants."""
+    outcome = (
+        f"{of['killed'] + of['too long']} found, {of['survived']} not, "
+        f"{of['equivalent']} compute the same: {share(of['score'])}, 95 % interval "
+        f"{share(of['low'])} to {share(of['high'])}"
+    )
+    return "faults in the code", f"{of['tried']} mutants", outcome
+
+
+def coverage_line(of: dict[str, Any]) -> Line:
+    """Of lines and branches that tests reach."""
+    tried = f"{number(of['lines'])} lines, {number(of['branches'])} branches"
+    outcome = (
+        f"{share(of['lines_covered'] / of['lines'])} of the lines, "
+        f"{share(of['branches_covered'] / of['branches'])} of the branches"
+    )
+    return "coverage by tests", tried, outcome
+
+
+LINES: dict[str, Callable[[dict[str, Any]], Line]] = {
+    "fuzz": fuzz_line,
+    "kills_of_fit": fit_line,
+    "kills_of_book": book_line,
+    "long_and_large": long_line,
+    "mutation": mutation_line,
+    "coverage": coverage_line,
+}
 
 
 def cases(fuzz: dict[str, Any]) -> str:

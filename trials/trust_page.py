@@ -37,7 +37,8 @@ def page(folder: Path) -> str:
         "mutants": ("mutation", faults),
     }
     for name, (trial, make) in makers.items():
-        parts[name] = make(found[trial]) if trial in found else ""
+        if trial in found:
+            parts[name] = make(found[trial])
     return "\n\n".join(f"<!-- {name} -->\n\n{of}" for name, of in parts.items()) + "\n"
 
 

@@ -110,8 +110,9 @@ def blocks(share: float, *, memory: str) -> dict[str, Any]:
     depth = max(int(1000 * share), 2)
     x = gf.data.spiral(jr.key(0), 10_000)
     flow = gf.coupling_flow(
-        jr.key(1), dim=2, depth=depth, coupling="affine", memory=memory
-    )
+        jr.key(1), dim=2, depth=depth, coupling="affine", memory=memory,
+        identity_init=True,  # else the scales of so many blocks multiply to no number
+    )  # fmt: skip
     steps = 20
     with watched() as held:
         result = gf.fit(

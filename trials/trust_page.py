@@ -46,8 +46,9 @@ def table(
     name: str, caption: str, head: dict[str, str], rows: Iterable[Iterable[Any]]
 ) -> str:
     """A table with a name and a caption; ``head`` says how columns are set."""
-    lines = [[*head], [*head.values()], *rows]
-    body = "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+    cells = [[str(cell).replace("|", r"\|") for cell in row] for row in rows]
+    lines = [[*head], [*head.values()], *cells]
+    body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f":::{{table}} {caption}\n:name: {name}\n\n{body}\n:::"
 
 

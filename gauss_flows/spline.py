@@ -6,7 +6,7 @@ is a rational quadratic on each of ``n_knots + 1`` bins; outside it is the ident
 The usual code looks up the bin of ``x`` with a search and six gathers, whose backward
 pass scatters. Here the bin is found by comparing ``x`` with all interior knots and
 every quantity of the bin is a masked sum over bins: a handful of bins is cheaper to
-sum than to index, on CPU and GPU alike, and the backward pass is a masked sum too.
+sum than to index, on CPU and GPU alike, and the backward pass is one pass over bins.
 Parameters lie on the *first* axis, so that these sums run along many points at once.
 
 A point's parameters are raw bin widths, raw bin heights and raw slopes at the knots, in
@@ -75,17 +75,13 @@ def forward(
         interval these are ``x`` and 0, and every derivative of both is finite.
     """
     with jax.named_scope("spline"):  # so that profiles name it
-        return _frugal(_forward, interval)(x, raw_widths, raw_heights, raw_slopes)
+        *box, left, right = _bin(interval, 0, x, raw_widths, raw_heights, raw_slopes)
+        return _frugal(_forward, interval)(x, *box, _slope(left), _slope(right))
 
 
-def _forward(x, raw_widths, raw_heights, raw_slopes, *, interval):
-    shares = _shares(raw_widths), _shares(raw_heights)
+def _forward(x, left, width, bottom, height, slope_left, slope_right, *, interval):
     outside = jnp.abs(x) > interval  # NaN is not, and comes out as NaN
     clipped = _clip(x, -interval, interval)
-    n_passed = _n_passed(clipped, shares[0], interval)
-    left, width, bottom, height, slope_left, slope_right = _pick(
-        n_passed, *shares, raw_slopes, interval
-    )
     mean_slope = height / width
     xi = _within((clipped - left) / width, 0.0, 1.0)
     denominator = _denominator(xi, mean_slope, slope_left, slope_right)
@@ -115,17 +111,13 @@ def inverse(
         The preimages and the logarithm of the derivative **of the inverse** at each.
     """
     with jax.named_scope("spline"):
-        return _frugal(_inverse, interval)(y, raw_widths, raw_heights, raw_slopes)
+        *box, left, right = _bin(interval, 1, y, raw_widths, raw_heights, raw_slopes)
+        return _frugal(_inverse, interval)(y, *box, _slope(left), _slope(right))
 
 
-def _inverse(y, raw_widths, raw_heights, raw_slopes, *, interval):
-    shares = _shares(raw_widths), _shares(raw_heights)
+def _inverse(y, left, width, bottom, height, slope_left, slope_right, *, interval):
     outside = jnp.abs(y) > interval  # NaN is not, and comes out as NaN
     clipped = _clip(y, -interval, interval)
-    n_passed = _n_passed(clipped, shares[1], interval)
-    left, width, bottom, height, slope_left, slope_right = _pick(
-        n_passed, *shares, raw_slopes, interval
-    )
     mean_slope = height / width
     risen = _within((clipped - bottom) / height, 0.0, 1.0)
     xi = _solve(risen, mean_slope, slope_left, slope_right)
@@ -177,20 +169,65 @@ def _frugal(direction: Callable, interval: float) -> Callable:
     return jax.checkpoint(bound, prevent_cse=False)  # as every stack is a scan
 
 
-@jax.custom_jvp
-def _shares(raw: Float[Array, "k *#n"]) -> Float[Array, "k *#n"]:
-    """What each bin gets of the length that is left over from all minimal widths."""
-    return jax.nn.softmax(raw, axis=0)
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _bin(
+    interval: float,
+    axis: int,
+    point: Float[Array, "*n"],
+    raw_widths: Float[Array, "k *#n"],
+    raw_heights: Float[Array, "k *#n"],
+    raw_slopes: Float[Array, "k_plus_1 *#n"],
+) -> tuple[Float[Array, "*n"], ...]:
+    """Left edge, width, bottom edge, height and both raw slopes of a point's bin.
+
+    The point is an x on ``axis`` 0, a y on ``axis`` 1. Autodiff would go back through
+    each masked sum and the softmax by itself; the rule below needs one pass for all.
+    """
+    raw = raw_widths, raw_heights, raw_slopes
+    return _bin_and_more(interval, axis, point, *raw)[0]
 
 
-@_shares.defjvp
-def _shares_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    (raw,), (tangent,) = primals, tangents
-    shares = _shares(raw)
-    # The barriers keep products and sums apart, here and in the transpose: a sum over
-    # bins with a product fused in takes XLA ten times as long on a CPU.
-    mean = jnp.sum(jax.lax.optimization_barrier(shares * tangent), axis=0)
-    return shares, shares * jax.lax.optimization_barrier(tangent - mean)
+@_bin.defjvp
+def _bin_jvp(interval, axis, primals, tangents):
+    found, n_passed, shares = _bin_and_more(interval, axis, *primals)
+    _, *sizes, slopes = tangents  # a bin stays the same as its point moves
+    free = _free(len(shares[0]), interval)
+
+    def moved(start, size, share, tangent):
+        # The barrier keeps product and sums apart, here and in the transpose: a sum
+        # over bins with a product fused in takes XLA ten times as long on a CPU.
+        weighted = jax.lax.optimization_barrier(share * tangent)
+        before, own = _before_and_at(n_passed, weighted)
+        mean = jnp.sum(weighted, axis=0)
+        return (
+            free * before - (start - _least(n_passed, start, interval)) * mean,
+            free * own - (size - MIN_WIDTH) * mean,
+        )
+
+    across = moved(*found[0:2], shares[0], sizes[0])
+    up = moved(*found[2:4], shares[1], sizes[1])
+    return found, (*across, *up, *_around(n_passed, slopes))
+
+
+def _bin_and_more(interval, axis, point, raw_widths, raw_heights, raw_slopes):
+    """What :func:`_bin` gives, the bin's number, and the shares of all bins.
+
+    Those are what each gets of the length that all minimal widths leave over.
+    """
+    shares = jax.nn.softmax(raw_widths, axis=0), jax.nn.softmax(raw_heights, axis=0)
+    n_passed = _n_passed(_clip(point, -interval, interval), shares[axis], interval)
+    free = _free(len(raw_widths), interval)
+
+    def edge_and_size(share):
+        before, own = _before_and_at(n_passed, share)
+        return _least(n_passed, share, interval) + free * before, MIN_WIDTH + free * own
+
+    found = (
+        *edge_and_size(shares[0]),
+        *edge_and_size(shares[1]),
+        *_around(n_passed, raw_slopes),
+    )
+    return found, n_passed, shares
 
 
 def _free(n_bins: int, interval: float) -> float:
@@ -208,31 +245,36 @@ def _n_passed(
     return jnp.sum(x > knots, axis=0)
 
 
-def _pick(
-    n_passed: Int[Array, "*n"],
-    width_shares: Float[Array, "k *#n"],
-    height_shares: Float[Array, "k *#n"],
-    raw_slopes: Float[Array, "k_plus_1 *#n"],
-    interval: float,
-) -> tuple[Float[Array, "*n"], ...]:
-    """Left edge, width, bottom edge, height and both slopes of the bin of a point."""
-    n_bins = len(width_shares)
-    number = jnp.arange(n_bins + 1).reshape(-1, *(1,) * n_passed.ndim)
-    before, chosen = number[:-1] < n_passed, number[:-1] == n_passed
-    least = n_passed.astype(width_shares.dtype) * MIN_WIDTH - interval
-    free = _free(n_bins, interval)
+def _least(
+    n_passed: Int[Array, "*n"], like: Float[Array, "..."], interval: float
+) -> Float[Array, "*n"]:
+    """Where a bin would begin if all those before it had the minimal width."""
+    return n_passed.astype(like.dtype) * MIN_WIDTH - interval
 
-    def total(mask: Bool[Array, "j *n"], values: Float[Array, "j *#n"]) -> Array:
-        return jnp.sum(jnp.where(mask, values, 0.0), axis=0)
 
-    return (
-        least + free * total(before, width_shares),
-        MIN_WIDTH + free * total(chosen, width_shares),
-        least + free * total(before, height_shares),
-        MIN_WIDTH + free * total(chosen, height_shares),
-        _slope(total(number == n_passed, raw_slopes)),
-        _slope(total(number == n_passed + 1, raw_slopes)),
-    )
+def _before_and_at(
+    n_passed: Int[Array, "*n"], values: Float[Array, "k *#n"]
+) -> tuple[Float[Array, "*n"], Float[Array, "*n"]]:
+    """The sum of what belongs to the bins before a point's, and what to its own."""
+    number = _numbers(values)
+    return _total(number < n_passed, values), _total(number == n_passed, values)
+
+
+def _around(
+    n_passed: Int[Array, "*n"], at_knots: Float[Array, "k_plus_1 *#n"]
+) -> tuple[Float[Array, "*n"], Float[Array, "*n"]]:
+    """What belongs to the knots at the left and at the right end of a point's bin."""
+    number = _numbers(at_knots)
+    left, right = number == n_passed, number == n_passed + 1
+    return _total(left, at_knots), _total(right, at_knots)
+
+
+def _numbers(values: Float[Array, "k *n"]) -> Int[Array, "k ..."]:
+    return jnp.arange(len(values)).reshape(-1, *(1,) * (values.ndim - 1))
+
+
+def _total(mask: Bool[Array, "k *n"], values: Float[Array, "k *#n"]) -> Array:
+    return jnp.sum(jnp.where(mask, values, 0.0), axis=0)
 
 
 def _clip(x: Float[Array, "*n"], low: float, high: float) -> Float[Array, "*n"]:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from conftest import enable_x64
 from hypothesis import given, strategies as st
+from jax.test_util import check_grads
 
 from gauss_flows import spline
 
@@ -51,6 +52,19 @@ def test_log_slope_is_the_derivative_at_ends_and_knots(x64):
         slope = jax.vmap(jax.grad(lambda x, t, f=direction: f(x, t, INTERVAL)[0]))
         expected = jnp.exp(direction(x, theta, INTERVAL)[1])
         np.testing.assert_allclose(slope(x, theta), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("direction", [forward, inverse])
+@pytest.mark.parametrize("modes", ["fwd", "rev"])
+def test_derivatives_by_the_parameters_are_those_of_differences(direction, modes, x64):
+    """First and second, for the rule that finds them is written by hand."""
+    x = jnp.array([-3.5, -2.9, -1.1, 0.2, 1.7, 2.8])
+    check_grads(
+        lambda theta: direction(x, theta, INTERVAL),
+        (parameters(len(x)),),
+        order=2,
+        modes=[modes],
+    )
 
 
 @pytest.mark.parametrize("direction", [forward, inverse])

@@ -5,9 +5,15 @@ from collections.abc import Callable, Sequence
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
 from . import _check
+
+_FEW = 8
+"""Up to so many inputs a layer is computed again for the backward pass, not stored."""
+
+_KEPT = "pre-activation"
 
 
 class Conditioner(eqx.Module):
@@ -76,8 +82,19 @@ class Conditioner(eqx.Module):
         """The same, with the parameters of each coordinate taken apart by ``sizes``.
 
         The last layer is applied in parts: to slice its rows costs less than to slice
-        what it makes of a batch, and to put the gradient together again.
+        what it makes of a batch, and to put the gradient together again. For the
+        backward pass only the pre-activations of layers with many inputs are stored:
+        the others, and all activations, take longer to write and read than to compute.
         """
+
+        def parts(self, passive):
+            return self._parts(passive, n_active, sizes)
+
+        keep = jax.checkpoint_policies.save_only_these_names(_KEPT)
+        # as every stack is a scan
+        return jax.checkpoint(parts, prevent_cse=False, policy=keep)(self, passive)
+
+    def _parts(self, passive, n_active, sizes):
         hidden, last = self._hidden(passive), self.layers[-1]
         weight = last.weight.reshape(n_active, -1, last.weight.shape[1]).swapaxes(0, 1)
         bias = None if last.bias is None else last.bias.reshape(n_active, -1).T
@@ -93,7 +110,10 @@ class Conditioner(eqx.Module):
         """What the last hidden layer makes of the passive part."""
         h = passive
         for i, layer in enumerate(self.layers[:-1]):
-            new = self.activation(_linear(layer.weight, layer.bias, h))
+            new = _linear(layer.weight, layer.bias, h)
+            if len(h) > _FEW:
+                new = checkpoint_name(new, _KEPT)
+            new = self.activation(new)
             h = h + new if self.residual and i > 0 else new
         return h
 

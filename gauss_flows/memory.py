@@ -31,7 +31,7 @@ class Stack(Scan):
 
     Values and, up to rounding, gradients are those of ``Scan`` in each mode:
 
-    - ``"store"``: everything. Each block is computed once.
+    - ``"store"``: all that autodiff asks for. Each block is computed once.
     - ``"recompute"``: the state in front of each block. The block is computed twice.
     - ``"invert"``: the state in front of every ``keep_every``-th block. Each block is
       computed twice and inverted once. First derivatives in reverse mode only.

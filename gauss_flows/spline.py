@@ -18,7 +18,6 @@ is not.
 
 import functools
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +29,12 @@ MIN_WIDTH = 1e-3
 
 MIN_SLOPE = 1e-3
 """Smallest derivative at a knot."""
+
+_again = functools.partial(jax.checkpoint, prevent_cse=False)  # as stacks are scans
+"""The same function, computed once more for the backward pass instead of stored.
+
+Some forty intermediate results take longer to write and read than to compute.
+"""
 
 _RAW_UNIT_SLOPE = math.log(math.expm1(1 - MIN_SLOPE))
 
@@ -76,7 +81,8 @@ def forward(
     """
     with jax.named_scope("spline"):  # so that profiles name it
         *box, left, right = _bin(interval, 0, x, raw_widths, raw_heights, raw_slopes)
-        return _frugal(_forward, interval)(x, *box, _slope(left), _slope(right))
+        formula = functools.partial(_forward, interval=interval)
+        return _again(formula)(x, *box, _slope(left), _slope(right))
 
 
 def _forward(x, left, width, bottom, height, slope_left, slope_right, *, interval):
@@ -112,7 +118,8 @@ def inverse(
     """
     with jax.named_scope("spline"):
         *box, left, right = _bin(interval, 1, y, raw_widths, raw_heights, raw_slopes)
-        return _frugal(_inverse, interval)(y, *box, _slope(left), _slope(right))
+        formula = functools.partial(_inverse, interval=interval)
+        return _again(formula)(y, *box, _slope(left), _slope(right))
 
 
 def _inverse(y, left, width, bottom, height, slope_left, slope_right, *, interval):
@@ -160,15 +167,6 @@ def from_knots(
     return jnp.concatenate([raw_sizes(x), raw_sizes(y), raw_slopes])
 
 
-def _frugal(direction: Callable, interval: float) -> Callable:
-    """The same, computed once more for the backward pass instead of stored.
-
-    Its some forty intermediate results take longer to write and read than to compute.
-    """
-    bound = functools.partial(direction, interval=interval)
-    return jax.checkpoint(bound, prevent_cse=False)  # as every stack is a scan
-
-
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _bin(
     interval: float,
@@ -193,7 +191,7 @@ def _bin_jvp(interval, axis, primals, tangents):
     _, *sizes, slopes = tangents  # a bin stays the same as its point moves
     free = _free(len(shares[0]), interval)
 
-    def moved(start, size, share, tangent):
+    def moved(n_passed, start, size, share, tangent):
         # The barrier keeps product and sums apart, here and in the transpose: a sum
         # over bins with a product fused in takes XLA ten times as long on a CPU.
         weighted = jax.lax.optimization_barrier(share * tangent)
@@ -204,9 +202,9 @@ def _bin_jvp(interval, axis, primals, tangents):
             free * own - (size - MIN_WIDTH) * mean,
         )
 
-    across = moved(*found[0:2], shares[0], sizes[0])
-    up = moved(*found[2:4], shares[1], sizes[1])
-    return found, (*across, *up, *_around(n_passed, slopes))
+    across = _again(moved)(n_passed, *found[0:2], shares[0], sizes[0])
+    up = _again(moved)(n_passed, *found[2:4], shares[1], sizes[1])
+    return found, (*across, *up, *_again(_around)(n_passed, slopes))
 
 
 def _bin_and_more(interval, axis, point, raw_widths, raw_heights, raw_slopes):

@@ -182,7 +182,7 @@ def large(result: dict[str, Any]) -> str:
     return table(
         "tab-trust-large",
         f"Large runs. Memory is the most that the process held of its own beyond what "
-        f"it held when training began; the file has {file} MB.",
+        f"it held after the first steps; the file has {file} MB.",
         {"run": LEFT, "memory, MB": RIGHT, "seconds": RIGHT, "outcome": LEFT},
         rows,
     )

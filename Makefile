@@ -51,6 +51,7 @@ audit: setup ## known flaws and licences of what is installed, and what workflow
 
 benchmark: setup ## measure beside flowjax and the PyTorch libraries: over an hour, quiet
 	@$(RUN) benchmarks/profile_step.py
+	@$(RUN) benchmarks/depth_sweep.py
 	@$(RUN) benchmarks/peers.py
 	@$(RUN) benchmarks/images.py
 	@$(RUN) benchmarks/beyond.py

@@ -1,6 +1,6 @@
 """The depth sweep two ways: unrolled with a Python loop, and scanned by ``gf.fit``.
 
-    python benchmarks/depth_sweep.py [--quick]
+    .venv/bin/python benchmarks/depth_sweep.py [--quick] [--out FOLDER]
 
 The first way is the one of the notebook that chapter 07 starts from: flowjax's own
 couplings in a ``Chain``, and one jitted step called from a Python loop. The second is
@@ -9,21 +9,20 @@ steps, float64; every time includes its compilation. Then the time to compile a 
 step at 2 and at 64 blocks.
 
 Times are wall clock, each measured once: run it on a quiet machine. ``--quick`` makes a
-tenth of the steps, so that compilation weighs more.
+tenth of the steps, so that compilation weighs more. Writes ``sweep.md``, which the
+book's page on the benchmarks includes.
 """
 
 import argparse
-import os
-import platform
 import time
-from datetime import date
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-import numpy as np
 import optax
 from flowjax.bijections import (
     Chain,
@@ -33,6 +32,7 @@ from flowjax.bijections import (
     RationalQuadraticSpline,
 )
 from flowjax.distributions import Normal, Transformed
+from peers import HERE, commit, machine
 
 import gauss_flows as gf
 
@@ -136,33 +136,62 @@ def compile_seconds(x, depth) -> float:
     return gf.fit(jr.key(1), flow, x, steps=1, progress=False).compile_seconds
 
 
+WAYS = {"unrolled": by_loop, "scanned": by_fit}
+
+
+def sentence(rows: dict[str, list[Row]]) -> str:
+    """What the table comes to."""
+    compiling, running = (
+        {way: sum(getattr(row, name) for row in of) for way, of in rows.items()}
+        for name in ("compile_seconds", "run_seconds")
+    )
+    loop, scanned = (compiling[way] + running[way] for way in WAYS)
+    return (
+        f"In all {loop:.1f} s unrolled and {scanned:.1f} s scanned: "
+        f"{loop / scanned:.1f} times as fast. Compilation takes "
+        f"{compiling['unrolled']:.1f} s of the former and {compiling['scanned']:.1f} s "
+        "of the latter; the steps alone are "
+        f"{running['unrolled'] / running['scanned']:.1f} times as fast."
+    )
+
+
+def table(rows: dict[str, list[Row]], steps: int, ran: str) -> str:
+    """What the page of the book includes, as MyST."""
+    lines = [
+        f"| {depth} | {way} | {row.compile_seconds:.1f} | {row.run_seconds:.1f} "
+        f"| {row.compile_seconds + row.run_seconds:.1f} | {row.held_out:.3f} |"
+        for i, depth in enumerate(DEPTHS)
+        for way in WAYS
+        for row in [rows[way][i]]
+    ]
+    head = ("blocks", "way", "compile, s", "steps, s", "in all, s", "held out, nats")
+    about = machine()
+    caption = (
+        f"The sweep of the source, {steps} steps of 512 rows a depth, in float64. Each "
+        "time is measured once; held out is the mean log-probability of fresh points. "
+        f"{about['processor']}, {about['cores']} cores, jax {jax.__version__}, "
+        f"{datetime.now(UTC).date().isoformat()}, commit `{ran}`."
+    )
+    body = "\n".join([f"| {' | '.join(head)} |", "|--:|:--|--:|--:|--:|--:|", *lines])
+    return (
+        f"{sentence(rows)}\n\n:::{{table}} {caption}\n:name: tab-sweep\n\n{body}\n:::\n"
+    )
+
+
 def main() -> None:
-    """Print both ways side by side, then the compile times."""
+    """Measure both ways, depth by depth, then compile times, and write the table."""
     parser = argparse.ArgumentParser(description="The depth sweep, two ways.")
     parser.add_argument("--quick", action="store_true", help="a tenth of the steps")
-    steps = 120 if parser.parse_args().quick else 1200
+    parser.add_argument("--out", type=Path, default=HERE / "results")
+    args = parser.parse_args()
+    steps, ran = 120 if args.quick else 1200, commit()
     jax.config.update("jax_enable_x64", True)
     x, held_out = spirals()
-    print(
-        f"{platform.machine()}, {os.cpu_count()} cores, {jax.default_backend()}, "
-        f"jax {jax.__version__}, {date.today()}; {steps} steps of 512 rows, float64"
-    )
-    print("blocks  way       compile s   run s  total s  held-out log p (nats)")
-    totals = np.zeros(2)
+    rows: dict[str, list[Row]] = {way: [] for way in WAYS}
     for depth in DEPTHS:
-        for way, (name, run) in enumerate((("unrolled", by_loop), ("scanned", by_fit))):
-            row = run(x, held_out, depth, steps)
-            total = row.compile_seconds + row.run_seconds
-            totals[way] += total
-            print(
-                f"{depth:6d}  {name:8s} {row.compile_seconds:10.1f} "
-                f"{row.run_seconds:7.1f} {total:8.1f}  {row.held_out:.3f}",
-                flush=True,
-            )
-    loop, scanned = totals
-    print(
-        f"in all: {loop:.1f} s and {scanned:.1f} s, {loop / scanned:.1f} times faster"
-    )
+        for way, run in WAYS.items():
+            rows[way].append(run(x, held_out, depth, steps))
+            print(depth, way, rows[way][-1], flush=True)
     # the least of three: other work on the machine only adds to it
     few, many = (
         min(compile_seconds(x[i:], depth) for i in range(3)) for depth in (2, 64)
@@ -171,6 +200,9 @@ def main() -> None:
         f"compile a training step: {few:.1f} s at 2 blocks, {many:.1f} s at 64, "
         f"ratio {many / few:.2f}"
     )
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "sweep.md").write_text(table(rows, steps, ran), encoding="utf-8")
+    print(table(rows, steps, ran))
 
 
 if __name__ == "__main__":

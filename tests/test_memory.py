@@ -101,9 +101,10 @@ def test_many_seeds_train_as_with_everything_stored(mode, x64):
     assert_same(got.gradient_norm, expected.gradient_norm, rtol=1e-6)
 
 
-def test_gradient_memory_of_a_deep_stack():
+@pytest.mark.parametrize("coupling", ["affine", "spline"])
+def test_gradient_memory_of_a_deep_stack(coupling):
     """At 512 blocks `invert` needs less than 1/20 of what `store` needs."""
-    flow = gf.coupling_flow(jr.key(0), dim=2, depth=512, coupling="affine")
+    flow = gf.coupling_flow(jr.key(0), dim=2, depth=512, coupling=coupling)
     x = gf.data.source_spiral()[:512].astype(jnp.float32)
 
     def temporary(flow):

@@ -139,12 +139,12 @@ def compile_seconds(x, depth) -> float:
 WAYS = {"unrolled": by_loop, "scanned": by_fit}
 
 
-def sentence(rows: dict[str, list[Row]]) -> str:
+def sentence(rows: dict[tuple[int, str], Row]) -> str:
     """What the table comes to."""
-    compiling, running = (
-        {way: sum(getattr(row, name) for row in of) for way, of in rows.items()}
-        for name in ("compile_seconds", "run_seconds")
-    )
+    compiling, running = dict.fromkeys(WAYS, 0.0), dict.fromkeys(WAYS, 0.0)
+    for (_, way), row in rows.items():
+        compiling[way] += row.compile_seconds
+        running[way] += row.run_seconds
     loop, scanned = (compiling[way] + running[way] for way in WAYS)
     return (
         f"In all {loop:.1f} s unrolled and {scanned:.1f} s scanned: "
@@ -155,14 +155,12 @@ def sentence(rows: dict[str, list[Row]]) -> str:
     )
 
 
-def table(rows: dict[str, list[Row]], steps: int, ran: str) -> str:
+def table(rows: dict[tuple[int, str], Row], steps: int, ran: str) -> str:
     """What the page of the book includes, as MyST."""
     lines = [
         f"| {depth} | {way} | {row.compile_seconds:.1f} | {row.run_seconds:.1f} "
         f"| {row.compile_seconds + row.run_seconds:.1f} | {row.held_out:.3f} |"
-        for i, depth in enumerate(DEPTHS)
-        for way in WAYS
-        for row in [rows[way][i]]
+        for (depth, way), row in rows.items()
     ]
     head = ("blocks", "way", "compile, s", "steps, s", "in all, s", "held out, nats")
     about = machine()
@@ -187,11 +185,11 @@ def main() -> None:
     steps, ran = 120 if args.quick else 1200, commit()
     jax.config.update("jax_enable_x64", True)
     x, held_out = spirals()
-    rows: dict[str, list[Row]] = {way: [] for way in WAYS}
+    rows = {}
     for depth in DEPTHS:
         for way, run in WAYS.items():
-            rows[way].append(run(x, held_out, depth, steps))
-            print(depth, way, rows[way][-1], flush=True)
+            rows[depth, way] = run(x, held_out, depth, steps)
+            print(depth, way, rows[depth, way], flush=True)
     # the least of three: other work on the machine only adds to it
     few, many = (
         min(compile_seconds(x[i:], depth) for i in range(3)) for depth in (2, 64)

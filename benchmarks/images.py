@@ -38,7 +38,7 @@ from gauss_flows import pictures
 MODELS = ("glow", "realnvp")
 LIBRARIES = ("gauss_flows", "normflows")
 PEAK, BATCH, EVAL_EVERY = 3e-3, 128, 50
-STEPS, SEEDS, ROUNDS = 1000, 3, 9
+STEPS, SEEDS, ROUNDS = 1000, 8, 9
 DRAWS = 4  # of noise on each held-out picture
 RIDGES = np.logspace(-6, -1, 26)  # added to variances of pixels in (0, 1)
 COUNTS = np.logspace(-3, 1, 21)  # added to what is counted of each grey value

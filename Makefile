@@ -73,8 +73,8 @@ long: setup ## a million rows, a thousand blocks, 100,000 steps: memory and time
 trust: setup ## make the tables of the page on trust anew from what the trials wrote
 	@$(RUN) trials/trust_page.py
 
-mutants: setup ## put small faults into the core and see whether tests find them: 20 minutes
-	@PYTHONPATH=benchmarks $(RUN) trials/mutants.py
+mutants: setup ## put small faults into the core and see whether tests find them: an hour
+	@$(TEST_ENV) PYTHONPATH=benchmarks $(RUN) trials/mutants.py
 
 check-pages: setup ## open every built page in headless Chromium and use it
 	@$(RUN) tools/check_pages.py

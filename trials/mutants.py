@@ -216,6 +216,7 @@ def run_tests(folder: Path, module: str) -> int:
     sys.path.insert(0, str(folder))
     files = [f"tests/{name}.py" for name in TESTS[module]]
     quiet = ["-x", "-q", "-p", "no:cacheprovider", "--no-header"]
+    quiet += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of what is warm
     quiet += ["-o", "addopts=--jaxtyping-packages=gauss_flows,beartype.beartype"]
     return int(pytest.main([*quiet, *files], plugins=[Selection(TESTS[module])]))
 
@@ -238,6 +239,7 @@ def forked(folder: Path, module: str, *, as_it_is: bool = False) -> str:
         try:
             code = run_tests(folder, module)
         finally:
+            sys.stdout.flush()
             os._exit(code)
     end = time.monotonic() + LIMIT
     while time.monotonic() < end:
@@ -329,7 +331,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Mutation testing of the core.")
     parser.add_argument("--sample", type=int, default=120)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--minutes", type=float, default=20.0)
+    parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--only", choices=[*TESTS], help="one module")
     parser.add_argument("--out", type=Path, default=HERE / "results/mutation.json")
     args = parser.parse_args()

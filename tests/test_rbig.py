@@ -240,6 +240,17 @@ def test_knots_that_coincide_or_lie_outside_give_a_finite_monotone_spline(dtype)
     assert (jnp.diff(y) >= 0).all()
 
 
+def test_a_bin_too_narrow_gets_hardly_more_than_the_least_width(x64):
+    knots = jnp.array([-1.0, 0.5, 0.5, 1.0])
+    theta = gf.spline.from_knots(knots, jnp.arange(4.0) - 2, jnp.ones(6), 4.0)
+    widths = gf.spline.split(theta)[0]
+    least, n_bins = gf.spline.MIN_WIDTH, len(widths)
+    sizes = least + (8.0 - n_bins * least) * jax.nn.softmax(widths)
+    assert least < sizes[2] < 1.02 * least
+    wanted = jnp.diff(jnp.array([-4.0, *knots, 4.0]))
+    np.testing.assert_allclose(sizes, wanted, atol=2 * least)
+
+
 def test_frozen_layers_stay():
     flow = coupling_flow(jr.key(1), dim=2, depth=1)
     rotation, first, second = gf.blocks(flow)[0].bijections

@@ -452,6 +452,17 @@ def test_patience_stops_after_evaluations_without_a_better_one():
     assert last.stopped_step is None
 
 
+def test_patience_may_end_at_the_first_evaluation():
+    def loss(point, batch, key):  # infinite on the held-out rows only
+        return down(point, batch, key) + jnp.where(batch.max() > 1, jnp.inf, 0.0)
+
+    options = {"x_val": X + 2, "steps": 3, "patience": 1, "loss": loss, **COUNT}
+    result = train.fit(jr.key(0), point(), X, **options)
+    assert result.stopped_step == 0
+    assert result.final_flow.w == point().w
+    assert np.isnan(result.train_loss[1:]).all()
+
+
 def test_each_seed_has_its_own_patience():
     def build(key):
         return (

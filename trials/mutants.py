@@ -54,12 +54,13 @@ TESTS: dict[str, dict[str, str]] = {  # module: files, and which tests of them
         "test_defaults": "spline",
         "test_coupling": "flowjax|spline",
         "test_bijections": rf"({_LAYERS}).*\[(spline|diagonal, spline)",
+        "test_rbig": "knots|number_of_bins|bin_too_narrow",
     },
     "transformers": {
         "test_coupling": "",
         "test_defaults": "",
         "test_diagonal": "",
-        "test_rbig": "marginals|from_data|start",
+        "test_rbig": "marginals|standardises|bounded|centres|number_of_bins|knots",
         "test_bijections": rf"({_LAYERS}).*\[(diagonal|affine)",
     },
     "linear": {
@@ -72,7 +73,7 @@ TESTS: dict[str, dict[str, str]] = {  # module: files, and which tests of them
         "test_defaults": "Coupling",
         "test_masks": "",
         "test_bijections": rf"({_LAYERS}).*\[(additive|affine|mixture|deep)",
-        "test_rbig": "from_data|start",
+        "test_rbig": "standardises|centres|kernels",
     },
     "_plan": _TRAINING,
     "train": _TRAINING,

@@ -243,7 +243,8 @@ class RQSplineCoupling(AbstractCoupling):
         shape: Event shape, at least two coordinates in all.
         n_bins: Number of *interior* knots, so that there are ``n_bins + 1`` bins. The
             name and the count are flowjax's (``knots``) and the literature's loose use.
-        interval: Half-width of the interval on which the spline acts.
+        interval: Half-width of the interval on which the spline acts; in float32 at
+            most 100, see :class:`~gauss_flows.transformers.RQSpline`.
         mask: Boolean mask of the event's shape, True = active; by default the second
             half of a vector.
         nn_width: Width of the conditioner's hidden layers.

@@ -16,7 +16,10 @@ tail reaches farthest. No inverse in closed form: it is bracketed between the qu
 of the components, and found by Newton's method.
 
 Squares of :math:`(x - \mu_k) / \sigma_k` have to stay finite: in float32, whose range
-ends at 3e38, points and means may be of a size up to about 1e14.
+ends at 3e38, points and means may be of a size up to about 1e14. Between components
+that lie far apart the map is nearly flat, and its inverse steep; values and logarithms
+of slopes are finite there too, but gradients of the inverse hold squares of its slope,
+and overflow where a logarithm is beyond 40 (float32) or 350 (float64).
 
 Parameters lie on the first axis, one component after another.
 """

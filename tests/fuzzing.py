@@ -28,6 +28,10 @@ OUTCOMES: dict[str, Counter[str]] = defaultdict(Counter)
 SLACK = 64.0
 """Roundings of a value that are admitted; each has some tens of operations."""
 
+_HALF = [4.0**-k for k in range(5)]
+SCALES = [*(-s for s in _HALF), 0.0, *reversed(_HALF)]
+"""Where to look between a point's neighbours, from the lower to the upper one."""
+
 seeds = st.integers(0, 2**32 - 1)
 dtypes = ["float32", "float64"]
 
@@ -100,8 +104,11 @@ def offset(transformer: Any, theta: Any) -> Any:
 
 
 def promised(transformer: Any, theta: Any) -> Any:
-    """Where a transformer's docstring promises finite answers."""
+    """Where a docstring promises finite answers, and of a spline exact slopes."""
     single = theta.dtype == jnp.float32
+    if isinstance(transformer, RQSpline):
+        narrow = transformer.interval <= 100 or not single
+        return jnp.full(theta.shape[1:], narrow)
     if isinstance(transformer, AbstractMixture):
         return offset(transformer, theta) < (1e14 if single else 1e150)
     if isinstance(transformer, Affine) and transformer.log_scale_bound is None:
@@ -109,27 +116,52 @@ def promised(transformer: Any, theta: Any) -> Any:
     return jnp.ones(theta.shape[1:], bool)
 
 
+def steep(transformer: Any, theta: Any, x: Any) -> Any:
+    """Where a mixture is so flat, or steep, that gradients of its inverse overflow."""
+    if not isinstance(transformer, AbstractMixture):
+        return jnp.zeros(theta.shape[1:], bool)
+    parts = transformer.split(theta)
+    log_slopes = transformer.forward(x, *parts)[1], transformer.inverse(x, *parts)[1]
+    limit = 40 if theta.dtype == jnp.float32 else 350
+    return jnp.maximum(*map(jnp.abs, log_slopes)) > limit
+
+
+def unmoved(x: Any) -> tuple[Any, Any]:
+    """What rounding of the numbers of a map does to it, where they are exact."""
+    return jnp.zeros_like(x), jnp.zeros((), x.dtype)
+
+
 def both_ways(
-    forward: Callable, inverse: Callable, x: Any, size: Any, active: Any
+    forward: Callable,
+    inverse: Callable,
+    x: Any,
+    size: Any,
+    active: Any,
+    moved: Callable = unmoved,
 ) -> dict[str, Any]:
     """Map a point forward and back, and undo it as if it were an image.
 
     An increasing map is undone rightly, however steep it is, if a point just above the
     answer has an image above, and one just below has one below, where "just" is the
     rounding of the numbers at hand. The inverse's log-determinant has to be one that
-    the map takes on between these points; at the point itself ``room`` is admitted.
+    the map takes on between these points, which are looked at on all scales, as a bin
+    may be narrow; at the point itself ``room`` is admitted. ``moved`` says how far
+    rounding of the map's own numbers moves an image and a log-determinant.
     """
     eps = SLACK * jnp.finfo(x.dtype).eps
     (y, log_det), (stretch, _) = jax.jvp(forward, (x,), (active * jnp.ones_like(x),))
     images = jnp.stack([y, x])
     found, inverse_log_det = jax.vmap(inverse)(images)
+    moved_image, moved_log_det = jax.vmap(moved)(found)
     dx = active * eps * (jnp.abs(x) + jnp.abs(found) + size)
     dy = eps * (jnp.abs(images) + size + jnp.abs(stretch) * (jnp.abs(x) + size))
-    near = jnp.stack([found - dx, found, found + dx])
+    dy += moved_image
+    near = jnp.stack([found + scale * dx for scale in SCALES])
     values, log_dets = jax.vmap(jax.vmap(forward))(near)
     low, high = log_dets.min(axis=0), log_dets.max(axis=0)
     room = eps * (10 + jnp.abs(inverse_log_det)) * x.size + (high - low)
-    undone = (values[0] <= images + dy) & (values[2] >= images - dy)
+    room += moved_log_det
+    undone = (values[0] <= images + dy) & (values[-1] >= images - dy)
     same = (-inverse_log_det >= low - room) & (-inverse_log_det <= high + room)
     numbers = jax.tree.leaves((y, log_det, found, inverse_log_det))
     return {

@@ -60,6 +60,13 @@ def test_mask_property_gives_the_mask_back():
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_its_leaves_are_the_numbers_of_its_network(kind):
+    leaves = jax.tree.leaves(kind(jr.key(0), shape=(3,)))
+    assert all(eqx.is_inexact_array(leaf) for leaf in leaves)
+    assert len(leaves) == 2 * 3  # a matrix and a vector for each of three layers
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("options", "message"),
     [

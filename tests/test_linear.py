@@ -78,6 +78,24 @@ def test_its_scores_learn_a_swap():
     np.testing.assert_array_equal(layer.order, [1, 0])
 
 
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_its_gradient_is_that_of_soft_sorting(temperature, x64):
+    scores = jnp.array([0.1, 3.0, -1.0, 2.0])
+    x = jnp.array([10.0, 11.0, 13.0, 17.0])
+    layer = gf.LearnedPermutation((4,), temperature=temperature)
+    got = jax.jacobian(
+        lambda s: eqx.tree_at(lambda a: a.scores, layer, s).transform(x)
+    )(scores)
+
+    def soft(s):  # Prillo and Eisenschlos (2020), equation 3
+        apart = jnp.abs(jnp.sort(s)[::-1, None] - s)
+        return jax.nn.softmax(-apart / temperature, axis=1) @ x
+
+    near = 1e-5 * jnp.eye(4)
+    wanted = jnp.stack([(soft(scores + d) - soft(scores - d)) / 2e-5 for d in near], 1)
+    np.testing.assert_allclose(got, wanted, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -29,6 +29,7 @@ def test_random_has_the_count_asked_for_and_depends_on_the_key():
     assert all(mask.sum() == 5 and mask.shape == (4, 4) for mask in drawn)
     assert len({mask.tobytes() for mask in drawn}) > 1
     assert masks.random(jr.key(0), 7).sum() == 4
+    assert masks.random(jr.key(0), (1, 4)).shape == (1, 4)
 
 
 def test_complement_exchanges_the_parts():

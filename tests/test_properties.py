@@ -27,6 +27,7 @@ from fuzzing import (
     promised,
     seeds,
     spread,
+    steep,
 )
 from hypothesis import given
 from test_bijections import BIJECTIONS, COUPLINGS
@@ -71,6 +72,7 @@ def transformed(transformer, theta, x):
             "slopes": finite_slopes(forward, x, theta)
             & finite_slopes(inverse, x, theta),
             "promised": promised(transformer, theta),
+            "steep": steep(transformer, theta, x),
         }
 
     return jax.vmap(one, (1, 0))(theta, x)
@@ -81,6 +83,11 @@ def of_transformer(transformer, rng, special):
     size = 10 ** rng.uniform(-3, 3, ROWS)
     theta = size * rng.normal(size=(transformer.n_parameters, ROWS))
     return theta.astype(dtype), points(rng, (ROWS,), special).astype(dtype)
+
+
+def over_steep(got):
+    """Where all is right but for gradients, which overflow as the docstring says."""
+    return got["steep"] & got["undone"] & got["same"] & got["finite"] & ~got["slopes"]
 
 
 @pytest.mark.parametrize(("name", "dtype"), chosen(SHORT, TRANSFORMERS))
@@ -101,8 +108,11 @@ def test_a_transformer_is_undone_and_its_slope_is_right(name, dtype, seed):
             off = np.abs(np.log(got["slope"]) - got["log_det"])
         close = off <= rounding + got["room"]
         right &= close | (got["log_det"] < -30)
-    beyond = ~got["promised"] & ~(got["finite"] & got["slopes"])
-    judge(f"transformers: {name}", right, limit=beyond, **got)
+    beyond = ~(got["finite"] & got["slopes"])
+    if "spline" in name:  # a bin too narrow for the dtype has a slope, but not its own
+        beyond = got["finite"] & got["slopes"] & got["undone"]
+    limit = (~got["promised"] & beyond) | over_steep(got)
+    judge(f"transformers: {name}", right, limit=limit, **got)
 
 
 @pytest.mark.parametrize(("name", "dtype"), chosen(SHORT, TRANSFORMERS))
@@ -171,17 +181,54 @@ def over_sets(one):
     return call
 
 
+def rounding_of(layer, passive):
+    """The parameters of all active coordinates, and their rounding.
+
+    A sum is rounded relative to the sizes of what is added, however small it comes out.
+    The sizes are those of the network with every number made positive.
+    """
+
+    def columns(conditioner, passive):
+        parts = conditioner.columns(passive, len(layer.active), layer.transformer.sizes)
+        return jnp.concatenate(parts)
+
+    arrays, rest = eqx.partition(layer.conditioner, eqx.is_inexact_array)
+    positive = eqx.combine(jax.tree.map(jnp.abs, arrays), rest)
+    rounding = SLACK * jnp.finfo(passive.dtype).eps
+    theta = columns(layer.conditioner, passive)
+    return theta, rounding * columns(positive, jnp.abs(passive))
+
+
 @over_sets
 def coupled(layer, x):
     mask, transformer = jnp.asarray(layer.mask), layer.transformer
     passive = x.ravel()[np.flatnonzero(~layer.mask)]
-    theta = jnp.concatenate(
-        layer.conditioner.columns(passive, len(layer.active), transformer.sizes)
-    )
-    size = jnp.zeros(x.size, x.dtype).at[np.array(layer.active)]
-    size = size.set(offset(transformer, theta)).reshape(x.shape)
+    theta, d_theta = rounding_of(layer, passive)
+
+    def placed(values):
+        whole = jnp.zeros(x.size, x.dtype).at[np.array(layer.active)]
+        return whole.set(values).reshape(x.shape)
+
+    def moved(x):
+        """First-order, by the slopes of each coordinate in its own parameters."""
+        x = x.ravel()[np.array(layer.active)]
+
+        def total(theta, which):
+            return transformer.forward(x, *transformer.split(theta))[which].sum()
+
+        image, log_det = (
+            (jnp.abs(jax.grad(total)(theta, which)) * d_theta).sum(axis=0)
+            for which in (0, 1)
+        )
+        return placed(image), log_det.sum()
+
     found = both_ways(
-        layer.transform_and_log_det, layer.inverse_and_log_det, x, size, mask
+        layer.transform_and_log_det,
+        layer.inverse_and_log_det,
+        x,
+        placed(offset(transformer, theta)),
+        mask,
+        moved,
     )
     arrays, rest = eqx.partition(layer, eqx.is_inexact_array)
 
@@ -195,6 +242,7 @@ def coupled(layer, x):
         **found,
         "slopes": finite_slopes(forward, arrays, x) & finite_slopes(inverse, arrays, x),
         "promised": promised(transformer, theta).all() & (jnp.abs(theta).max() < 1e15),
+        "steep": steep(transformer, theta, x.ravel()[np.array(layer.active)]).any(),
     }
 
 
@@ -210,7 +258,7 @@ def test_a_coupling_is_undone_whatever_its_network(name, dtype, seed):
         lost = coupled(layer, np.where(rng.random(x.shape) < 0.1, np.nan, x))
     right = got["undone"] & got["same"] & got["kept"] & got["slopes"] & got["finite"]
     beyond = ~got["promised"] & ~(got["finite"] & got["slopes"])
-    judge(f"couplings: {name}", right, limit=beyond, **got)
+    judge(f"couplings: {name}", right, limit=beyond | over_steep(got), **got)
     # NaN among passive coordinates makes all active ones NaN, if they depend on them
     event = tuple(range(2, x.ndim))
     nan, active = np.isnan(lost["x"]), bijection.mask

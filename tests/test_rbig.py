@@ -240,6 +240,18 @@ def test_knots_that_coincide_or_lie_outside_give_a_finite_monotone_spline(dtype)
     assert (jnp.diff(y) >= 0).all()
 
 
+def test_the_outermost_knots_take_the_slope_of_their_inner_chord(x64):
+    x = jr.uniform(jr.key(0), (1000, 1), minval=-1.0, maxval=3.0)
+    transformer = gf.transformers.RQSpline(2, 4.0)
+    theta = transformer.from_marginals(x)[:, 0]
+    widths, heights, slopes = gf.spline.split(theta)
+    chord = jax.nn.softmax(heights)[1] / jax.nn.softmax(widths)[1]
+    found = gf.spline.MIN_SLOPE + jax.nn.softplus(
+        slopes + np.log(np.expm1(1 - gf.spline.MIN_SLOPE))
+    )
+    np.testing.assert_allclose(found[1:3], chord, rtol=2e-3)  # but for least sizes
+
+
 def test_a_bin_too_narrow_gets_hardly_more_than_the_least_width(x64):
     knots = jnp.array([-1.0, 0.5, 0.5, 1.0])
     theta = gf.spline.from_knots(knots, jnp.arange(4.0) - 2, jnp.ones(6), 4.0)

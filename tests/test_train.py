@@ -453,14 +453,23 @@ def test_patience_stops_after_evaluations_without_a_better_one():
 
 
 def test_patience_may_end_at_the_first_evaluation():
-    def loss(point, batch, key):  # infinite on the held-out rows only
-        return down(point, batch, key) + jnp.where(batch.max() > 1, jnp.inf, 0.0)
+    def loss(point, batch, key):  # infinite on the held-out rows, where w is 0
+        infinite = (batch.max() > 1) & (point.w < 1)
+        return down(point, batch, key) + jnp.where(infinite, jnp.inf, 0.0)
 
-    options = {"x_val": X + 2, "steps": 3, "patience": 1, "loss": loss, **COUNT}
-    result = train.fit(jr.key(0), point(), X, **options)
+    options = {"x_val": X + 2, "eval_every": 1, "patience": 1, "loss": loss, **COUNT}
+    result = train.fit(jr.key(0), point(), X, steps=3, **options)
     assert result.stopped_step == 0
-    assert result.final_flow.w == point().w
+    assert result.final_flow.w == 0
     assert np.isnan(result.train_loss[1:]).all()
+
+    def build(key):  # w = 0 for one seed, and 5 for the other
+        return point() if key is None else Point(5.0 * (jr.bits(key) % 2))
+
+    keys = jr.split(jr.key(3), 2)
+    many = train.fit_many(keys, build, X, steps=3, **options)
+    np.testing.assert_array_equal(many.final_flow.w, [0, 8])
+    np.testing.assert_array_equal(many.val_loss[0], [np.inf] + 3 * [np.nan])
 
 
 def test_each_seed_has_its_own_patience():

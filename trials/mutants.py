@@ -46,7 +46,13 @@ WARM = (
 )
 COPIED = ("gauss_flows", "tests", "tools", "_ext", "_style.py", "pyproject.toml")
 _LAYERS = "test_inverse_log_det|test_gradients|test_identity|test_mask"
-_TRAINING = {"test_defaults": "fit", "test_train": ""}
+_TRAINING = {
+    "test_defaults": "fit",
+    "test_train": "",
+    "test_streaming": "same_bits|many_seeds|bad_row|dtype|failure",
+    "test_records": "of_a_run|a_run_tells|told_before",
+    "test_checkpoint": "resumes|often|setting|other_data",
+}
 TESTS: dict[str, dict[str, str]] = {  # module: files, and which tests of them
     "masks": {"test_masks": "", "test_defaults": "masks"},
     "spline": {

@@ -4,6 +4,18 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
     ("linear", "if x.size <= x.shape[0] ** 2:", "2 -> 3"): (
         "chooses between two ways to compute the same"
     ),
+    (
+        "linear",
+        "apart = jnp.where(hard > 0, 0.0, apart)  # of itself; rounding may leave an "
+        "ulp",
+        "0 -> 1",
+    ): "keeps an ulp away, if there is one",
+    ("_loop", "down = (count - top) / jnp.maximum(steps - top, 1)", "1 -> 2"): (
+        "differs for a single step only, and there the numerator is 0"
+    ),
+    ("transformers", "return y - shift[0], jnp.zeros_like(y)", "0 -> 1"): (
+        "the array has one row, and JAX takes the last one for an index beyond it"
+    ),
     ("spline", "return jnp.sum(x > knots, axis=0)", "Gt -> GtE"): (
         "in a knot both bins have the same value and slope"
     ),

@@ -6,6 +6,12 @@ conditioner, computes from the passive part. The Jacobian is triangular up to th
 of the coordinates, so its log-determinant is a sum; and the inverse evaluates the same
 conditioner on the same passive part, so the network is never inverted.
 
+The network's output is rounded relative to the sums inside it, and the two ways may
+round it differently. What is made of it is undone all the same; but splines and
+mixtures bend by orders of magnitude where a parameter moves by 1, and their
+log-determinants there and back agree only while sums are below about 1e4 in float32
+and 1e12 in float64. Trained networks stay far below.
+
 Source: Dinh, Krueger & Bengio (2014); Dinh, Sohl-Dickstein & Bengio (2017).
 """
 
@@ -243,8 +249,7 @@ class RQSplineCoupling(AbstractCoupling):
         shape: Event shape, at least two coordinates in all.
         n_bins: Number of *interior* knots, so that there are ``n_bins + 1`` bins. The
             name and the count are flowjax's (``knots``) and the literature's loose use.
-        interval: Half-width of the interval on which the spline acts; in float32 at
-            most 100, see :class:`~gauss_flows.transformers.RQSpline`.
+        interval: Half-width of the interval on which the spline acts.
         mask: Boolean mask of the event's shape, True = active; by default the second
             half of a vector.
         nn_width: Width of the conditioner's hidden layers.

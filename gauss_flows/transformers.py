@@ -157,12 +157,13 @@ class Affine(AbstractTransformer):
 class RQSpline(AbstractTransformer):
     """A monotone rational-quadratic spline, the identity outside its interval.
 
+    Values are right to rounding whatever the parameters. Slopes are right as long as a
+    place can be told from the next knot: in float32 for intervals up to 100 and slopes
+    at knots up to 1e3, in float64 for slopes up to 1e11.
+
     Args:
         n_knots: Number of interior knots, at least 1.
-        interval: Half-width of the interval on which the spline acts. In float32 only
-            up to 100 are log-determinants right where bins are narrowest: beyond it
-            rounding moves places by as much as
-            :data:`~gauss_flows.spline.MIN_WIDTH`.
+        interval: Half-width of the interval on which the spline acts.
 
     Raises:
         ValueError: If an argument is out of range.

@@ -104,16 +104,24 @@ def offset(transformer: Any, theta: Any) -> Any:
 
 
 def promised(transformer: Any, theta: Any) -> Any:
-    """Where a docstring promises finite answers, and of a spline exact slopes."""
+    """Where a transformer's docstring promises finite answers."""
     single = theta.dtype == jnp.float32
-    if isinstance(transformer, RQSpline):
-        narrow = transformer.interval <= 100 or not single
-        return jnp.full(theta.shape[1:], narrow)
     if isinstance(transformer, AbstractMixture):
         return offset(transformer, theta) < (1e14 if single else 1e150)
     if isinstance(transformer, Affine) and transformer.log_scale_bound is None:
         return jnp.abs(theta[1]) < (30 if single else 300)
     return jnp.ones(theta.shape[1:], bool)
+
+
+def resolved(transformer: Any, theta: Any, rounding: Any) -> Any:
+    """Where its parameters, rounded so far, are said to give exact log-determinants."""
+    single = theta.dtype == jnp.float32
+    fine = (rounding < 0.1).all(axis=0)
+    if isinstance(transformer, RQSpline):
+        slopes = transformer.split(theta)[2].max(axis=0)
+        narrow = transformer.interval <= 100 or not single
+        return fine & narrow & (slopes < (1e3 if single else 1e11))
+    return fine | ~jnp.array(isinstance(transformer, AbstractMixture))
 
 
 def steep(transformer: Any, theta: Any, x: Any) -> Any:

@@ -405,7 +405,8 @@ def _in_short(result: FitResult) -> dict[str, Any]:
     )  # fmt: skip
     short = {name: getattr(result, name) for name in told}
     if result.val_loss.size:
-        short["lowest_val_loss"] = result.val_loss.min(axis=-1)
+        # NaN follows where a seed stopped before others
+        short["lowest_val_loss"] = np.fmin.reduce(result.val_loss, axis=-1)
     return short | {"last_train_loss": result.train_loss[..., -1]}
 
 

@@ -105,6 +105,13 @@ def test_bad_spline_arguments(options, message):
         gf.RQSplineCoupling(jr.key(0), shape=(2,), **options)
 
 
+@pytest.mark.parametrize("shape", [(5, 4), (1, 3), (3,)])
+def test_it_is_made_from_two_events_of_its_shape_or_more(shape):
+    layer = gf.AffineCoupling(jr.key(0), shape=(3,))
+    with pytest.raises(ValueError, match="expected"):
+        layer.from_data(jnp.ones(shape))
+
+
 def test_wrong_event_shape_is_refused():
     layer = gf.AffineCoupling(jr.key(0), shape=(2,))
     with pytest.raises(ValueError, match=r"\(2,\); got \(3,\)"):

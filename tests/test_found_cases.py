@@ -63,6 +63,42 @@ def test_affine_gradients_are_finite_as_far_as_is_stated(dtype, raw, sign):
             assert jnp.isfinite(slope).all()
 
 
+def test_a_spline_too_wide_for_its_dtype_is_undone_all_the_same():
+    spline = gf.transformers.RQSpline(4, 1000.0)
+    widths = [-86.8, 1148.6, 247.7, 838.2, 710.9]
+    heights = [1323.9, 217.4, -441.6, 866.2, 669.5]
+    slopes = [-771.2, -971.6, -663.9, -158.0, 1027.8, 1422.4]
+    theta = spline.split(jnp.array([*widths, *heights, *slopes])[:, None])
+    x = jnp.linspace(-1000, 1000, 2001, dtype=jnp.float32)
+    y, _ = spline.forward(x, *theta)
+    back, _ = spline.inverse(y, *theta)
+    again, _ = spline.forward(back, *theta)
+    np.testing.assert_allclose(again, y, atol=2e-3)
+    assert (jnp.diff(y) >= -1e-3).all()
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [("float32", 40), ("float64", 350)])
+def test_gradients_of_a_mixture_are_finite_as_far_as_is_stated(dtype, limit):
+    mixture = gf.transformers.MixtureCDF(2)
+
+    @jax.jit
+    def both(raw):
+        x, theta = jnp.zeros(raw.shape[1:], raw.dtype), mixture.split(raw)
+        return mixture.forward(x, *theta), mixture.inverse(x, *theta)
+
+    def total(raw):
+        return sum(number.sum() for way in both(raw) for number in way)
+
+    with enable_x64(dtype == "float64"):
+        apart = jnp.linspace(0, 40, 161, dtype=dtype)
+        raw = jnp.zeros((6, 161), dtype).at[2].set(-apart).at[3].set(apart)
+        log_slopes = both(raw)[0][1]  # at 0, midway between the components
+        stated = log_slopes > -limit
+        assert log_slopes[stated].min() < -0.8 * limit
+        assert jnp.isfinite(jax.grad(total)(raw[:, stated])).all()
+        assert jnp.isfinite(both(1e4 * raw)[0][1]).all()
+
+
 @pytest.mark.parametrize("dtype", ["int32", "bool", "complex64"])
 @pytest.mark.parametrize(
     "build",

@@ -78,6 +78,14 @@ def test_its_scores_learn_a_swap():
     np.testing.assert_array_equal(layer.order, [1, 0])
 
 
+def test_leaves_are_numbers_to_train():
+    rotation = gf.HouseholderRotation(2, (3,), key=jr.key(0))
+    permutation = gf.LearnedPermutation((3,))
+    for layer, shape in ((rotation, (2, 3)), (permutation, (3,))):
+        (leaf,) = jax.tree.leaves(layer)
+        assert leaf.shape == shape
+
+
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
 def test_its_gradient_is_that_of_soft_sorting(temperature, x64):
     scores = jnp.array([0.1, 3.0, -1.0, 2.0])

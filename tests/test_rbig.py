@@ -240,24 +240,31 @@ def test_knots_that_coincide_or_lie_outside_give_a_finite_monotone_spline(dtype)
     assert (jnp.diff(y) >= 0).all()
 
 
-def test_the_outermost_knots_take_the_slope_of_their_inner_chord(x64):
-    x = jr.uniform(jr.key(0), (1000, 1), minval=-1.0, maxval=3.0)
-    transformer = gf.transformers.RQSpline(2, 4.0)
-    theta = transformer.from_marginals(x)[:, 0]
+def bin_sizes(raw, interval):
+    """Widths or heights of bins, as the spline makes them of raw ones."""
+    least = gf.spline.MIN_WIDTH
+    return least + (2 * interval - len(raw) * least) * jax.nn.softmax(raw)
+
+
+@pytest.mark.parametrize("n_knots", [2, 5])
+def test_the_outermost_knots_take_the_slope_of_their_inner_chord(n_knots, x64):
+    x = jr.normal(jr.key(0), (1000, 1)) ** 3 / 8
+    theta = gf.transformers.RQSpline(n_knots, 4.0).from_marginals(x)[:, 0]
     widths, heights, slopes = gf.spline.split(theta)
-    chord = jax.nn.softmax(heights)[1] / jax.nn.softmax(widths)[1]
-    found = gf.spline.MIN_SLOPE + jax.nn.softplus(
-        slopes + np.log(np.expm1(1 - gf.spline.MIN_SLOPE))
+    chords = (bin_sizes(heights, 4.0) / bin_sizes(widths, 4.0))[1:-1]
+    unit = np.log(np.expm1(1 - gf.spline.MIN_SLOPE))
+    found = gf.spline.MIN_SLOPE + jax.nn.softplus(slopes + unit)[1:-1]
+    np.testing.assert_allclose(
+        found[np.array([0, -1])], chords[np.array([0, -1])], rtol=1e-6
     )
-    np.testing.assert_allclose(found[1:3], chord, rtol=2e-3)  # but for least sizes
+    inner = np.sqrt(chords[1:] * chords[:-1])
+    np.testing.assert_allclose(found[1:-1], inner, rtol=1e-6)
 
 
 def test_a_bin_too_narrow_gets_hardly_more_than_the_least_width(x64):
     knots = jnp.array([-1.0, 0.5, 0.5, 1.0])
     theta = gf.spline.from_knots(knots, jnp.arange(4.0) - 2, jnp.ones(6), 4.0)
-    widths = gf.spline.split(theta)[0]
-    least, n_bins = gf.spline.MIN_WIDTH, len(widths)
-    sizes = least + (8.0 - n_bins * least) * jax.nn.softmax(widths)
+    sizes, least = bin_sizes(gf.spline.split(theta)[0], 4.0), gf.spline.MIN_WIDTH
     assert least < sizes[2] < 1.02 * least
     wanted = jnp.diff(jnp.array([-4.0, *knots, 4.0]))
     np.testing.assert_allclose(sizes, wanted, atol=2 * least)

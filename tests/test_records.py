@@ -243,6 +243,19 @@ def test_a_run_tells_what_must_be_the_same_for_its_numbers_to_come_again(tmp_pat
     assert other["flows"]["flow"] != one["flows"]["flow"]
 
 
+def test_a_run_tells_of_its_rates_and_of_held_out_rows(tmp_path):
+    plain = run_record(tmp_path / "plain.json", clip=None, learning_rate=0.5)
+    assert plain["settings"]["clip"] is None
+    assert plain["settings"]["learning_rate"] == 0.5
+    assert list(plain["data"]) == ["x"]
+    assert "lowest_val_loss" not in plain["result"]
+    x_val = np.ones((3, 2), np.float32)
+    judged = run_record(tmp_path / "run.json", clip=2.0, x_val=x_val, eval_every=2)
+    assert judged["settings"]["clip"] == 2.0
+    assert judged["data"]["x_val"]["shape"] == [3, 2]
+    assert math.isfinite(judged["result"]["lowest_val_loss"])
+
+
 def test_the_record_of_a_run_that_failed_is_written(tmp_path):
     def loss(layer, batch, key):
         return layer.weight.sum() * jnp.nan

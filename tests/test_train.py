@@ -1,6 +1,7 @@
 """Training: the source's loop step by step, failures, best parameters, bad input."""
 
 import io
+import json
 import os
 import socket
 import subprocess
@@ -452,7 +453,7 @@ def test_patience_stops_after_evaluations_without_a_better_one():
     assert last.stopped_step is None
 
 
-def test_patience_may_end_at_the_first_evaluation():
+def test_patience_may_end_at_the_first_evaluation(tmp_path):
     def loss(point, batch, key):  # infinite on the held-out rows, where w is 0
         infinite = (batch.max() > 1) & (point.w < 1)
         return down(point, batch, key) + jnp.where(infinite, jnp.inf, 0.0)
@@ -467,9 +468,11 @@ def test_patience_may_end_at_the_first_evaluation():
         return point() if key is None else Point(5.0 * (jr.bits(key) % 2))
 
     keys = jr.split(jr.key(3), 2)
-    many = train.fit_many(keys, build, X, steps=3, **options)
+    file = tmp_path / "run.json"
+    many = train.fit_many(keys, build, X, steps=3, record=file, **options)
     np.testing.assert_array_equal(many.final_flow.w, [0, 8])
     np.testing.assert_array_equal(many.val_loss[0], [np.inf] + 3 * [np.nan])
+    assert json.loads(file.read_text())["result"]["lowest_val_loss"] == ["inf", -8.0]
 
 
 def test_each_seed_has_its_own_patience():

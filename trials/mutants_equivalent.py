@@ -22,6 +22,9 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
     ("transformers", "scale, log_scale = self.scale(r[0])", "0 -> 1"): (
         "the array has one row, and JAX takes the last one for an index beyond it"
     ),
+    ("transformers", "tiny = raw < -20.0", "Lt -> LtE"): (
+        "at the limit both formulas give the same"
+    ),
     (
         "transformers",
         "return jnp.where(tiny, series, jnp.log(jax.nn.softplus(jnp.where(tiny, 0.0, "

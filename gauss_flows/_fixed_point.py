@@ -141,6 +141,9 @@ def _judge(
         converged |= residual <= FLOOR * ulp / gap
     if lipschitz is None:
         error_bound = jnp.full_like(residual, jnp.inf)
+        # the last step may lead away again, if g is no contraction
+        wanted = FLOOR * ulp if tolerance is None else tolerance
+        converged &= residual <= wanted + ulp
     else:
         converged &= ~(rate > 1.05 * lipschitz)  # 5 % for the rounding of residuals
     steps = jnp.asarray(solution.stats["num_steps"], jnp.int32)

@@ -234,7 +234,8 @@ def _plain(value: Any, digits: int | None = None) -> Any:
     if isinstance(value, float):
         if not math.isfinite(value):
             return str(value)
-        return value if digits is None else float(f"{value:.{digits}g}")
+        short = value if digits is None else float(f"{value:.{digits}g}")
+        return short if math.isfinite(short) else value  # the largest would round up
     if value is None or (
         isinstance(value, bool | int | str) and value not in _NOT_FINITE
     ):

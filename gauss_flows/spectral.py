@@ -118,8 +118,12 @@ def conv_bound(
             f"expected a kernel no larger than the picture, got {kernel.shape[-4:-2]} "
             f"for {size}"
         )
-    symbol = jnp.fft.rfft2(kernel, s=rim, axes=(-4, -3))
-    return gram_bound(symbol, tolerance=tolerance).max(axis=(-2, -1))
+    # there is no Fourier transform of half precision
+    exact = kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
+    symbol = jnp.fft.rfft2(exact, s=rim, axes=(-4, -3))
+    bound = gram_bound(symbol, tolerance=tolerance).max(axis=(-2, -1))
+    rounding = float(jnp.finfo(kernel.dtype).eps) if exact.dtype != kernel.dtype else 0
+    return (bound * (1 + rounding)).astype(kernel.dtype)
 
 
 def exact_norm(linear: Callable[[Array], Array], x: Float[Array, "..."]) -> Array:
@@ -390,6 +394,8 @@ def convolve(
     x: Float[Array, "h w in"], kernel: Float[Array, "kh kw in out"]
 ) -> Float[Array, "h w out"]:
     """Convolution of stride 1 with a rim of zeros, channels last."""
+    dtype = jnp.promote_types(x.dtype, kernel.dtype)
+    x, kernel = x.astype(dtype), kernel.astype(dtype)
     names = ("NHWC", "HWIO", "NHWC")
     return lax.conv_general_dilated(
         x[None], kernel, (1, 1), "SAME", dimension_numbers=names

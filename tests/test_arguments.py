@@ -429,6 +429,7 @@ def test_an_iteration_never_claims_what_it_did_not_reach(seed):
     right = np.where(number, True, ~found.converged & ~sure.converged)
     right &= ~(number & contraction) | (sure.converged & found.converged)
     right &= ~(sure.converged & contraction) | (off[:, 1] <= sure.error_bound)
-    scale = np.finfo(np.float32).eps * np.maximum(1, np.linalg.norm(y, axis=1))
+    sizes = (np.linalg.norm(part, axis=1) for part in (y, found.x))
+    scale = np.finfo(np.float32).eps * np.maximum(1, np.maximum(*sizes))
     right &= ~found.converged | (found.residual <= 17 * scale)
     judge("residual maps", right, off=off, known=known, y=y)

@@ -59,6 +59,13 @@ def test_mask_property_gives_the_mask_back():
     np.testing.assert_array_equal(layer.mask, mask)
 
 
+@pytest.mark.parametrize(
+    "kind", [*KINDS, gf.MixtureCDFCoupling, gf.DeepSigmoidCoupling]
+)
+def test_a_transformer_has_no_leaves_to_train(kind):
+    assert not jax.tree.leaves(kind(jr.key(0), shape=(3,)).transformer)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_its_leaves_are_the_numbers_of_its_network(kind):
     leaves = jax.tree.leaves(kind(jr.key(0), shape=(3,)))

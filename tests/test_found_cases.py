@@ -144,3 +144,42 @@ def test_a_record_of_endless_lists_is_refused(tmp_path):
     (tmp_path / "00_a.json").write_text("[" * 100_000)
     with pytest.raises(ValueError, match=r"expected a record in 00_a\.json"):
         records.read(tmp_path / "00_a.json")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_residual_flow_of_pictures_in_half_precision(dtype):
+    flow = gf.residual_flow(KEY, shape=(2, 2, 1), depth=1, dtype=dtype)
+    x = jnp.full((2, 2, 1), 0.5, dtype)
+    assert gf.normalizing_map(flow).transform(x).dtype == dtype
+    kernel = jnp.full((3, 3, 1, 1), 0.1, dtype)
+    exact = gf.spectral.conv_bound(kernel.astype(jnp.float32), (4, 4))
+    bound = gf.spectral.conv_bound(kernel, (4, 4))
+    assert bound.dtype == dtype
+    assert exact <= bound.astype(jnp.float32) < 1.02 * exact
+
+
+def test_a_residual_flow_of_pictures_in_float32_beside_float64(x64):
+    flow = gf.residual_flow(KEY, shape=(2, 2, 1), depth=1, dtype="float32")
+    x = jnp.full((2, 2, 1), 0.5, "float32")
+    assert gf.normalizing_map(flow).transform(x).dtype == "float32"
+
+
+def test_a_record_of_the_largest_number_is_read_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("GAUSS_FLOWS_LANE", "full")
+    monkeypatch.setenv("GAUSS_FLOWS_RECORDS", str(tmp_path))
+    largest = float(np.finfo(float).max)
+    tables = {"a": [largest, -largest]}
+    records.save("00_fuzz", settings={"seeds": 1}, tables=tables, seconds=1.0)
+    assert records.load("00_fuzz")["tables"] == tables
+
+
+def test_no_inverse_is_claimed_where_the_last_step_leads_away(x64):
+    """Without a bound only the residual tells; it doubles with each step here."""
+
+    def g(x):
+        return jnp.tanh(2 * x)
+
+    y = jnp.zeros(1)
+    for start in np.linspace(0.5, 1.0, 60) * 1e-3:  # near the fixed point 0
+        result = gf.banach_inverse(g, y + start, tolerance=2e-3, throw=False)
+        assert not result.converged or result.residual < 2.1e-3

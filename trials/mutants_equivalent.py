@@ -1,6 +1,11 @@
 """Mutants that compute the same as the module does, and why."""
 
 EQUIVALENT: dict[tuple[str, str, str], str] = {
+    (
+        "coupling",
+        "return x.at[np.array(index)].get(unique_indices=True)",
+        "True -> False",
+    ): "a hint to the compiler",
     ("linear", "if x.size <= x.shape[0] ** 2:", "2 -> 3"): (
         "chooses between two ways to compute the same"
     ),

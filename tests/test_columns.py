@@ -27,6 +27,8 @@ def layers():
         "spline": spline,
         "linear conditioner": gf.RQSplineCoupling(keys[5], shape=(4,), nn_depth=0),
         "rotation": rotation,
+        "learned permutation": gf.LearnedPermutation((4,), key=keys[1]),
+        "PLU": gf.PLULinear(keys[1], (4,)),
         "actnorm": shift,
         "chain": Chain([shift, rotation, affine, Flip((4,)), spline]),
         "inverse of a chain": Invert(Chain([rotation, Invert(spline), affine])),

@@ -9,6 +9,7 @@ from flowjax.bijections import Affine, Coupling, RationalQuadraticSpline
 import gauss_flows as gf
 
 KINDS = [gf.AffineCoupling, gf.AdditiveCoupling, gf.RQSplineCoupling]
+ALL_KINDS = [*KINDS, gf.MixtureCDFCoupling, gf.DeepSigmoidCoupling]
 
 
 @pytest.mark.parametrize(
@@ -59,14 +60,12 @@ def test_mask_property_gives_the_mask_back():
     np.testing.assert_array_equal(layer.mask, mask)
 
 
-@pytest.mark.parametrize(
-    "kind", [*KINDS, gf.MixtureCDFCoupling, gf.DeepSigmoidCoupling]
-)
+@pytest.mark.parametrize("kind", ALL_KINDS)
 def test_a_transformer_has_no_leaves_to_train(kind):
     assert not jax.tree.leaves(kind(jr.key(0), shape=(3,)).transformer)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL_KINDS)
 def test_its_leaves_are_the_numbers_of_its_network(kind):
     leaves = jax.tree.leaves(kind(jr.key(0), shape=(3,)))
     assert all(eqx.is_inexact_array(leaf) for leaf in leaves)

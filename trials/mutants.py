@@ -1,7 +1,7 @@
 """Mutation testing of the core: are faults found that somebody might well make?
 
     PYTHONPATH=benchmarks .venv/bin/python trials/mutants.py [--sample N] [--seed SEED]
-        [--minutes M] [--only MODULE] [--out FILE]
+        [--minutes M] [--only MODULE] [--out FILE] [--again]
 
 A mutant is a module with one small fault: a comparison, an operator, a number, a
 condition or a check that is another one. Of all that there are a sample is drawn, and
@@ -73,6 +73,7 @@ TESTS: dict[str, dict[str, str]] = {  # module: files, and which tests of them
         "test_linear": "",
         "test_defaults": "Rotation|Permutation|Linear",
         "test_bijections": rf"({_LAYERS}).*\[(rotation|permutation|PLU)",
+        "test_columns": r"side_by_side.*(rotation|permutation|PLU)",
     },
     "coupling": {
         "test_coupling": "",
@@ -341,19 +342,27 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--only", choices=[*TESTS], help="one module")
     parser.add_argument("--out", type=Path, default=HERE / "results/mutation.json")
+    parser.add_argument("--again", action="store_true", help="the survivors only")
     args = parser.parse_args()
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "true"
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+        result = again(args.out) if args.again else sampled(args)
+    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps({name: result[name] for name in ("score", "low", "high")}))
+
+
+def sampled(args: argparse.Namespace) -> dict[str, Any]:
+    """Draw a sample and try it."""
     modules = [args.only] if args.only else [*TESTS]
     everything = [mutant for module in modules for mutant in mutants(module)]
     size = min(args.sample, len(everything))
     chosen = random.Random(args.seed).sample(everything, size)
-    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "true"
     begin, ran = time.perf_counter(), commit()
-    with tempfile.TemporaryDirectory() as cache:
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
-        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-        warm_up()
-        rows = measure(chosen, 60 * args.minutes)
-    result = {
+    warm_up()
+    rows = measure(chosen, 60 * args.minutes)
+    return {
         "machine": machine(),
         "versions": {name: version(name) for name in ("jax", "equinox", "pytest")},
         "date": datetime.now(UTC).date().isoformat(),
@@ -365,8 +374,33 @@ def main() -> None:
         "survivors": [r for r in rows if r["outcome"] in ("survived", "equivalent")],
         "seconds": round(time.perf_counter() - begin),
     }
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(summary(rows)))
+
+
+def again(file: Path) -> dict[str, Any]:
+    """Try the survivors of a finished run once more, and note who finds them now."""
+    result = json.loads(file.read_text())
+    known = {name_of(mutant): mutant for m in TESTS for mutant in mutants(m)}
+    old = [row | {"name": (row["module"], row["code"], row["what"])}
+           for row in result["survivors"]]  # fmt: skip
+    warm_up()
+    tried = measure([known[row["name"]] for row in old if row["name"] in known], 1e9)
+    new = {(row["module"], row["code"], row["what"]): row for row in tried}
+    survivors = []
+    for row in old:
+        name = row.pop("name")
+        found = new.get(name, {"outcome": "gone"})["outcome"]
+        if found == "equivalent":
+            row |= {"outcome": found, "reason": EQUIVALENT[name]}
+        elif found == "gone":
+            row |= {"reason": "the line has changed since"}
+        elif found != "survived":
+            row |= {"reason": "found by a test written since", "found_at": commit()}
+        survivors.append(row)
+    n = len(survivors)
+    killed = [{"outcome": "killed"}] * result["killed"]
+    killed += [{"outcome": "too long"}] * result["too long"]
+    assert len(killed) + n == result["tried"]
+    return result | summary([*killed, *survivors]) | {"survivors": survivors}
 
 
 if __name__ == "__main__":

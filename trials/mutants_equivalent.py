@@ -6,7 +6,18 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "return x.at[np.array(index)].get(unique_indices=True)",
         "True -> False",
     ): "a hint to the compiler",
+    ("coupling", "dtype = last(coupling)[0].dtype", "0 -> 1"): (
+        "weights and biases have the same"
+    ),
+    (
+        "coupling",
+        "return index == tuple(range(index[0], index[0] + len(index)))",
+        "Add -> Sub",
+    ): "chooses between two ways to compute the same",
     ("linear", "if x.size <= x.shape[0] ** 2:", "2 -> 3"): (
+        "chooses between two ways to compute the same"
+    ),
+    ("linear", "if x.size <= x.shape[0] ** 2:", "condition negated"): (
         "chooses between two ways to compute the same"
     ),
     (

@@ -29,6 +29,12 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
     ("_loop", "down = (count - top) / jnp.maximum(steps - top, 1)", "1 -> 2"): (
         "differs for a single step only, and there the numerator is 0"
     ),
+    ("spline", "rises = tilt >= 0", "GtE -> Gt"): (
+        "at the limit both formulas give the same"
+    ),
+    ("transformers", "return x + shift[0], jnp.zeros_like(x)", "0 -> 1"): (
+        "the array has one row, and JAX takes the last one for an index beyond it"
+    ),
     ("transformers", "return y - shift[0], jnp.zeros_like(y)", "0 -> 1"): (
         "the array has one row, and JAX takes the last one for an index beyond it"
     ),

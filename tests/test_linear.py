@@ -80,10 +80,13 @@ def test_its_scores_learn_a_swap():
 
 def test_leaves_are_numbers_to_train():
     rotation = gf.HouseholderRotation(2, (3,), key=jr.key(0))
-    permutation = gf.LearnedPermutation((3,))
-    for layer, shape in ((rotation, (2, 3)), (permutation, (3,))):
-        (leaf,) = jax.tree.leaves(layer)
-        assert leaf.shape == shape
+    permutation, mixing = gf.LearnedPermutation((3,)), gf.PLULinear(jr.key(0), (3,))
+    for layer, shapes in (
+        (rotation, [(2, 3)]),
+        (permutation, [(3,)]),
+        (mixing, [(3, 3), (3,), (3,)]),  # and its order and signs, which stay
+    ):
+        assert [leaf.shape for leaf in jax.tree.leaves(layer)] == shapes
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])

@@ -379,28 +379,29 @@ def sampled(args: argparse.Namespace) -> dict[str, Any]:
 def again(file: Path) -> dict[str, Any]:
     """Try the survivors of a finished run once more, and note who finds them now."""
     result = json.loads(file.read_text())
-    known = {name_of(mutant): mutant for m in TESTS for mutant in mutants(m)}
-    old = [row | {"name": (row["module"], row["code"], row["what"])}
-           for row in result["survivors"]]  # fmt: skip
+    old = result["survivors"]
+    here = {i: mutant for i, row in enumerate(old) if (mutant := same_as(row))}
     warm_up()
-    tried = measure([known[row["name"]] for row in old if row["name"] in known], 1e9)
-    new = {(row["module"], row["code"], row["what"]): row for row in tried}
-    survivors = []
-    for row in old:
-        name = row.pop("name")
-        found = new.get(name, {"outcome": "gone"})["outcome"]
-        if found == "equivalent":
-            row |= {"outcome": found, "reason": EQUIVALENT[name]}
-        elif found == "gone":
-            row |= {"reason": "the line has changed since"}
-        elif found != "survived":
-            row |= {"reason": "found by a test written since", "found_at": commit()}
-        survivors.append(row)
-    n = len(survivors)
-    killed = [{"outcome": "killed"}] * result["killed"]
-    killed += [{"outcome": "too long"}] * result["too long"]
-    assert len(killed) + n == result["tried"]
-    return result | summary([*killed, *survivors]) | {"survivors": survivors}
+    tried = measure([*here.values()], math.inf)
+    outcomes = {i: row["outcome"] for i, row in zip(here, tried, strict=True)}
+    for i, row in enumerate(old):
+        match outcomes.get(i):
+            case None:
+                row |= {"reason": "the line has changed since"}
+            case "equivalent":
+                row |= {"outcome": "equivalent", "reason": EQUIVALENT[name_of(here[i])]}
+            case "killed" | "too long":
+                row |= {"reason": "found by a test written since", "at": commit()}
+    found = result["killed"] * [{"outcome": "killed"}]
+    found += result["too long"] * [{"outcome": "too long"}]
+    return result | summary([*found, *old])
+
+
+def same_as(row: dict[str, Any]) -> Mutant | None:
+    """The mutant of today that a row tells of: of several, that of the nearest line."""
+    name = (row["module"], row["code"], row["what"])
+    known = [mutant for mutant in mutants(row["module"]) if name_of(mutant) == name]
+    return min(known, key=lambda m: abs(m.line - row["line"])) if known else None
 
 
 if __name__ == "__main__":

@@ -377,17 +377,19 @@ def sampled(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def again(file: Path) -> dict[str, Any]:
-    """Try the survivors of a finished run once more, and note who finds them now."""
+    """Try survivors of a finished run once more, and note which are found by now.
+
+    Those that have a reason beside them already are left as they are.
+    """
     result = json.loads(file.read_text())
     old = result["survivors"]
-    here = {i: mutant for i, row in enumerate(old) if (mutant := same_as(row))}
+    open_ones = (i for i, row in enumerate(old) if "reason" not in row)
+    here = {i: mutant for i in open_ones if (mutant := same_as(old[i]))}
     warm_up()
     tried = measure([*here.values()], math.inf)
     outcomes = {i: row["outcome"] for i, row in zip(here, tried, strict=True)}
     for i, row in enumerate(old):
         match outcomes.get(i):
-            case None:
-                row |= {"reason": "the line has changed since"}
             case "equivalent":
                 row |= {"outcome": "equivalent", "reason": EQUIVALENT[name_of(here[i])]}
             case "killed" | "too long":

@@ -385,9 +385,12 @@ def again(file: Path) -> dict[str, Any]:
     old = result["survivors"]
     open_ones = (i for i, row in enumerate(old) if "reason" not in row)
     here = {i: mutant for i in open_ones if (mutant := same_as(old[i]))}
+    gone = [row for row in old if "reason" not in row and not same_as(row)]
     warm_up()
     tried = measure([*here.values()], math.inf)
     outcomes = {i: row["outcome"] for i, row in zip(here, tried, strict=True)}
+    for row in gone:
+        row |= {"reason": "the line has changed since"}
     for i, row in enumerate(old):
         match outcomes.get(i):
             case "equivalent":

@@ -220,7 +220,7 @@ def faults(mutation: dict[str, Any]) -> str:
     )
     return table(
         "tab-trust-mutants",
-        "Faults that no test found, and those of them that change nothing.",
+        "The faults that the run did not find; some of them change nothing.",
         {"module": LEFT, "code": LEFT, "fault": LEFT, "why": LEFT},
         rows,
     )

@@ -211,17 +211,15 @@ def faults(mutation: dict[str, Any]) -> str:
     """The mutants that no test found."""
     rows = (
         (
-            f"`{row['module']}`",
-            f"`{row['code']}`",
-            row["what"],
-            row.get("reason", "not found"),
+            f"{row['module']}: `{row['code']}`",
+            f"{row['what'].replace(' -> ', ' → ')}: {row.get('reason', 'not found')}",
         )
         for row in mutation["survivors"]
     )
     return table(
         "tab-trust-mutants",
         "The faults that the run did not find; some of them change nothing.",
-        {"module": LEFT, "code": LEFT, "fault": LEFT, "why": LEFT},
+        {"module and line": LEFT, "fault, and what became of it": LEFT},
         rows,
     )
 

@@ -23,6 +23,7 @@ QUIET = ("--disable-pip-version-check", "--no-input", "--quiet")
 def package_tests() -> list[str]:
     """The files of tests that import nothing of what builds the book."""
     modules = [path.stem for folder in BUILD for path in (ROOT / folder).glob("*.py")]
+    modules.append("_style")
     build = re.compile(rf"^\s*(?:import|from) ({'|'.join(modules)})\b", re.M)
     files = sorted((ROOT / "tests").glob("test_*.py"))
     return [

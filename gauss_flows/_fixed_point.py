@@ -33,8 +33,8 @@ class BanachResult(eqx.Module):
             Lipschitz bound was given: nothing is known then.
         rate: Largest ratio of successive residuals seen, a lower bound on the
             Lipschitz constant of ``g``; nan if fewer than two stood clear of rounding.
-        converged: Whether the stopping rule was met, and the declared Lipschitz bound
-            not contradicted by ``rate``.
+        converged: Whether the stopping rule was met, by ``x`` itself where no Lipschitz
+            bound was given, and a declared bound not contradicted by ``rate``.
     """
 
     x: Float[Array, "..."]

@@ -10,7 +10,7 @@ The network's output is rounded relative to the sums inside it, and the two ways
 round it differently. What is made of it is undone all the same; but splines and
 mixtures bend by orders of magnitude where a parameter moves by 1, and their
 log-determinants there and back agree only while sums are below about 1e4 in float32
-and 1e12 in float64. Trained networks stay far below.
+and 1e12 in float64.
 
 Source: Dinh, Krueger & Bengio (2014); Dinh, Sohl-Dickstein & Bengio (2017).
 """

@@ -383,18 +383,17 @@ def again(file: Path) -> dict[str, Any]:
     """
     result = json.loads(file.read_text())
     old = result["survivors"]
-    open_ones = (i for i, row in enumerate(old) if "reason" not in row)
-    here = {i: mutant for i in open_ones if (mutant := same_as(old[i]))}
-    gone = [row for row in old if "reason" not in row and not same_as(row)]
-    warm_up()
-    tried = measure([*here.values()], math.inf)
-    outcomes = {i: row["outcome"] for i, row in zip(here, tried, strict=True)}
-    for row in gone:
+    for row in [row for row in old if "reason" not in row and not same_as(row)]:
         row |= {"reason": "the line has changed since"}
-    for i, row in enumerate(old):
-        match outcomes.get(i):
+    still_open = [row for row in old if "reason" not in row]
+    here = [mutant for row in still_open if (mutant := same_as(row))]
+    warm_up()
+    for row, mutant, tried in zip(
+        still_open, here, measure(here, math.inf), strict=True
+    ):
+        match tried["outcome"]:
             case "equivalent":
-                row |= {"outcome": "equivalent", "reason": EQUIVALENT[name_of(here[i])]}
+                row |= {"outcome": "equivalent", "reason": EQUIVALENT[name_of(mutant)]}
             case "killed" | "too long":
                 row |= {"reason": "found by a test written since", "at": commit()}
     found = result["killed"] * [{"outcome": "killed"}]

@@ -2,6 +2,10 @@
 
 Built on flowjax: every layer is an ``AbstractBijection`` of a single event, every flow
 a ``Transformed`` distribution; batches go through ``jax.vmap``.
+
+A check of values that fails in compiled code raises ``EquinoxRuntimeError``, a
+``RuntimeError``, under ``equinox.filter_jit``. Plain ``jax.jit`` makes an error of
+JAX's own of it, a ``ValueError`` or a ``RuntimeError`` that holds the same message.
 """
 
 from importlib.metadata import version as _version

@@ -77,7 +77,7 @@ def save(
         for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
             left.unlink(missing_ok=True)  # by a process that was killed
         with open(partial, "wb") as file:
-            np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
+            _write(file, arrays)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
@@ -89,6 +89,14 @@ def save(
     finally:
         with suppress(OSError):
             partial.unlink()
+
+
+def _write(file, arrays):
+    """What ``np.savez`` writes; but before NumPy 2.1 that one left its archive open."""
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                np.lib.format.write_array(entry, array, allow_pickle=False)
 
 
 def load(path: str | os.PathLike, like: PyTree) -> PyTree:

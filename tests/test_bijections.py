@@ -362,6 +362,9 @@ def test_any_coupling_is_invertible(seed, dim, kind, weight, scale):
         # a scale far from 1 amplifies rounding in y by its inverse on the way back
         slack = 1e-9 * jnp.maximum(1.0, jnp.exp(-log_det)) * (1 + jnp.abs(y).max())
         assert jnp.abs(back - x).max() <= slack
-        np.testing.assert_allclose(
-            got["inverse_log_det"], -log_det, rtol=1e-6, atol=1e-6
-        )
+        # where the map is flat, y tells two points apart no better than that: the
+        # inverse's log-determinant is that of the point found
+        _, there = layer.transform_and_log_det(back)
+        np.testing.assert_allclose(got["inverse_log_det"], -there, rtol=1e-9, atol=1e-9)
+        if log_det > -10:
+            np.testing.assert_allclose(there, log_det, rtol=1e-6, atol=1e-6)

@@ -3,13 +3,16 @@
 Every cell that shows something runs in a fresh process, outside the repository, after
 the setup cell and those that it needs (`slices.py`) and no others. Which cells show
 something is taken from the executed notebooks. Records are not at hand, as they are not
-for a student.
+for a student. Chapters run side by side; the processes of one share what XLA compiled,
+as most of them run the same cells.
 """
 
+import os
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import notebooks as nbs
@@ -17,7 +20,10 @@ from nbformat import NotebookNode
 from run_notebooks import clock, kernel_environment
 from slices import read, slice_of
 
+from gauss_flows.compilation import SHORTEST
+
 SECONDS_A_SLICE = 3600
+TIMES_COMPILATION = {"10_cost_of_depth"}  # and has to compile everything each time
 
 
 def shows(cell: NotebookNode) -> bool:
@@ -25,21 +31,26 @@ def shows(cell: NotebookNode) -> bool:
     return any("scrapbook" not in output.get("metadata", {}) for output in cell.outputs)
 
 
-def environment() -> dict[str, str]:
+def environment(compiled: str = "") -> dict[str, str]:
     """A student's: the quick lane, no records, figures drawn but not shown."""
     env = {**kernel_environment("quick"), "MPLBACKEND": "agg"}
+    env |= {"JAX_COMPILATION_CACHE_DIR": compiled} if compiled else {}
+    env |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": str(SHORTEST)}
     return {k: v for k, v in env.items() if k != "GAUSS_FLOWS_RECORDS"}
 
 
-def run(code: str) -> str:
-    """Run code in a fresh process and folder; the error that stopped it, or nothing."""
+def run(code: str, compiled: str = "") -> str:
+    """Run code in a fresh process and folder; the error that stopped it, or nothing.
+
+    Programs that are in the folder `compiled` are not compiled again.
+    """
     with tempfile.TemporaryDirectory(prefix="copied-") as folder:
         script = Path(folder, "copied.py")
         script.write_text(code, encoding="utf-8")
         done = subprocess.run(
             [sys.executable, script],
             cwd=folder,
-            env=environment(),
+            env=environment(compiled),
             capture_output=True,
             text=True,
             timeout=SECONDS_A_SLICE,
@@ -56,16 +67,18 @@ def try_chapter(source: Path) -> tuple[int, int]:
     cells = [read(code.source) for code in codes]
     places = [i for i, code in enumerate(codes) if i and shows(code)]
     failed = 0
-    for place in places:
-        chain = slice_of(cells, place).cells
-        started = time.monotonic()
-        error = run("\n\n\n".join(codes[i].source for i in chain))
-        seconds = clock(time.monotonic() - started)
-        end = "FAILED" if error else "runs"
-        after = ", ".join(str(i + 1) for i in chain[:-1])
-        print(f"{source.stem}, cell {place + 1}: {end} after {after}; {seconds}")
-        print(error, end="", flush=True)
-        failed += bool(error)
+    with tempfile.TemporaryDirectory(prefix="compiled-") as folder:
+        compiled = "" if source.stem in TIMES_COMPILATION else folder
+        for place in places:
+            chain = slice_of(cells, place).cells
+            started = time.monotonic()
+            error = run("\n\n\n".join(codes[i].source for i in chain), compiled)
+            seconds = clock(time.monotonic() - started)
+            end = "FAILED" if error else "runs"
+            after = ", ".join(str(i + 1) for i in chain[:-1])
+            line = f"{source.stem}, cell {place + 1}: {end} after {after}; {seconds}"
+            print(f"{line}\n{error}", end="", flush=True)
+            failed += bool(error)
     return len(places), failed
 
 
@@ -74,7 +87,8 @@ def main() -> int:
     sources = [source for source in nbs.sources() if source.stem in names]
     if len(sources) < len(names):
         sys.exit(f"expected chapters such as 07_depth_sweep, got {names}")
-    counts = [try_chapter(source) for source in sources]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        counts = list(pool.map(try_chapter, sources))
     tried, failed = (sum(column) for column in zip(*counts, strict=True))
     print(f"copy-test: {tried - failed} of {tried} cells run with only what they need")
     return 1 if failed else 0

@@ -6,9 +6,9 @@ PORT ?= 8000
 CHAPTER ?= # one chapter only, e.g. 07_depth_sweep: for records, colab, copy-test
 
 RUN = .venv/bin/python
-# tests of pages and results, which run none of the package's own code
-BOOK_TESTS = benchmarks beyond_benchmark book claims contract downloads films
-BOOK_TESTS += image_benchmarks pdf project reading slices style trust
+# tests of pages, tools and results, which run none of the package's own code
+BOOK_TESTS = benchmarks beyond_benchmark book build_faults claims downloads films
+BOOK_TESTS += image_benchmarks pdf project reading slices style supply trust
 # a test's programs run once or twice, and compile in half the time without optimisations;
 # test-oldest and test-newest run what XLA makes of them by itself
 XLA_TESTS = --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false

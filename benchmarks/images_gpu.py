@@ -132,7 +132,7 @@ def main() -> None:
     if args.one:
         print(json.dumps(measure(args, args.one)))
         return
-    rows = []
+    rows, ran = [], commit()
     for memory in args.modes:
         rows.append(in_a_process(sys.argv[1:], memory))
         print(report(rows[-1]), flush=True)
@@ -141,7 +141,7 @@ def main() -> None:
         "machine": found,
         "versions": {name: version(name) for name in PACKAGES},
         "date": datetime.now(UTC).date().isoformat(),
-        "commit": commit(),
+        "commit": ran,
         **{name: getattr(args, name) for name in ("levels", "depth", "batch", "width")},
         "shape": SHAPE,
         "rows": rows,

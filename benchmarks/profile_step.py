@@ -133,7 +133,7 @@ def profile(depth: int, dtype: Any) -> Profile:
     return Profile(whole, {k: t * share for k, t in seen.items()}, floor(depth, dtype))
 
 
-def table(found: dict[str, Profile], depth: int) -> str:
+def table(found: dict[str, Profile], depth: int, ran: str) -> str:
     """What the page of the book includes, as MyST."""
     about = machine()
     rows = [("**gradient**", [p.whole for p in found.values()])]
@@ -150,7 +150,7 @@ def table(found: dict[str, Profile], depth: int) -> str:
         f"plane, {BATCH} rows, on one core, divided as the profiler sees it; and the "
         f"least that the arithmetic takes at this machine's measured rates. "
         f"{about['processor']}, jax {jax.__version__}, "
-        f"{datetime.now(UTC).date().isoformat()}, commit `{commit()}`.\n"
+        f"{datetime.now(UTC).date().isoformat()}, commit `{ran}`.\n"
         ":name: tab-profile\n\n"
         f"| part | {' | '.join(found)} |\n|:--|{'--:|' * len(found)}\n"
         + "\n".join(lines)
@@ -166,13 +166,13 @@ def main() -> None:
     args = parser.parse_args()
     if hasattr(os, "sched_setaffinity"):  # before JAX counts the cores
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    found = {}
+    found, ran = {}, commit()
     for name in DTYPES:
         jax.config.update("jax_enable_x64", name == "float64")
         found[name] = profile(args.depth, jnp.dtype(name))
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "profile.md").write_text(table(found, args.depth))
-    print(table(found, args.depth))
+    (args.out / "profile.md").write_text(table(found, args.depth, ran))
+    print(table(found, args.depth, ran))
 
 
 if __name__ == "__main__":

@@ -80,6 +80,7 @@ def test_a_promise_can_be_broken(contract):
             (said,) = contract.broken([row | good | {name: bad}])
             assert said.startswith("expected Promise(")
     assert [*contract.broken([row | {"raised": True}])]
+    assert [*contract.broken([row | {"radius": None, "refused": "why"}])]
 
 
 def test_errors_are_relative_and_lost_points_are_told_apart(contract):

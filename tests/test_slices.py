@@ -136,6 +136,15 @@ def test_a_copied_slice_runs_on_its_own(tmp_path):
         == ""
     )
     assert "NameError: name 'a'" in copy_test.run("print(a)")
+    # what is compiled by one process is there for the next
+    jitted = "import jax\njax.jit(jax.scipy.linalg.expm)(jax.numpy.eye(3))"
+    assert copy_test.run(jitted, str(tmp_path)) == ""
+    assert copy_test.run(f"import os\nassert os.listdir({str(tmp_path)!r})") == ""
+
+
+def test_a_slice_that_hangs_is_named(monkeypatch):
+    monkeypatch.setattr(copy_test, "SECONDS_A_SLICE", 0.5)
+    assert "had not ended" in copy_test.run("import time\ntime.sleep(60)")
 
 
 def test_values_for_the_prose_show_nothing():

@@ -24,7 +24,11 @@ from pathlib import Path
 import nbformat
 import notebooks as nbs
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import (
+    CellExecutionError,
+    CellTimeoutError,
+    DeadKernelError,
+)
 from packaging.requirements import Requirement
 from run_notebooks import clock
 
@@ -140,7 +144,7 @@ def execute(notebook: nbformat.NotebookNode, folder: Path) -> str:
     )
     try:
         client.execute(env=kernel_environment(folder))
-    except CellExecutionError as error:
+    except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
         return nbs.COLOUR.sub("", str(error))
     return ""
 

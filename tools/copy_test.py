@@ -47,14 +47,17 @@ def run(code: str, compiled: str = "") -> str:
     with tempfile.TemporaryDirectory(prefix="copied-") as folder:
         script = Path(folder, "copied.py")
         script.write_text(code, encoding="utf-8")
-        done = subprocess.run(
-            [sys.executable, script],
-            cwd=folder,
-            env=environment(compiled),
-            capture_output=True,
-            text=True,
-            timeout=SECONDS_A_SLICE,
-        )
+        try:
+            done = subprocess.run(
+                [sys.executable, script],
+                cwd=folder,
+                env=environment(compiled),
+                capture_output=True,
+                text=True,
+                timeout=SECONDS_A_SLICE,
+            )
+        except subprocess.TimeoutExpired:
+            return f"it had not ended after {SECONDS_A_SLICE} s, its limit\n"
     return done.stderr if done.returncode else ""
 
 

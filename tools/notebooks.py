@@ -117,7 +117,7 @@ def lane() -> str:
 
 
 def device() -> str:
-    """What JAX computes on, in words: 'CPU, 2 cores' or 'gpu: NVIDIA H200'."""
+    """What JAX computes on, in words: 'CPU, 2 cores' or 'GPU, NVIDIA H200'."""
     code = (
         "import jax; d = jax.devices(); print(d[0].platform, len(d), d[0].device_kind)"
     )

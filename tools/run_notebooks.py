@@ -61,6 +61,7 @@ def kernel_environment(lane: str) -> dict[str, str]:
         JUPYTER_CONFIG_DIR=str(RUNNING / "jupyter"),
         JUPYTER_NO_CONFIG="1",
         IPYTHONDIR=str(RUNNING / "ipython"),
+        MPLCONFIGDIR=str(RUNNING / "matplotlib"),
         MPLBACKEND="module://matplotlib_inline.backend_inline",
         PYTHONUNBUFFERED="1",
         PYDEVD_DISABLE_FILE_VALIDATION="1",
@@ -212,8 +213,19 @@ def at_once(setting: dict[str, str], *, records: bool) -> int:
 
     One alone where its times are to be kept, or where a GPU has room for one only.
     """
-    alone = records or not setting["device"].startswith("CPU")
+    kept = records or setting["lane"] == "full"
+    alone = kept or not setting["device"].startswith("CPU")
     return 1 if alone else min(2, os.cpu_count() or 1)
+
+
+def find_fonts(lane: str) -> None:
+    """Have Matplotlib look for fonts now: in a cell, what it says would be output."""
+    subprocess.run(
+        [sys.executable, "-c", "import matplotlib.font_manager"],
+        env=kernel_environment(lane),
+        stderr=subprocess.DEVNULL,
+        check=False,
+    )
 
 
 def main() -> int:
@@ -240,6 +252,8 @@ def main() -> int:
     what = "for book/records" if options.records else fresh
     say(f"notebooks: {setting['lane']} lane on {setting['device']}; {what}")
 
+    if todo:
+        find_fonts(setting["lane"])
     failures, left = [], len(todo)
     with ThreadPoolExecutor(at_once(setting, records=options.records)) as pool:
         runs = {

@@ -32,7 +32,7 @@ class Server(http.server.ThreadingHTTPServer):
 
     def handle_error(self, request, client_address) -> None:
         """Say nothing when a browser turns away in the middle of a file."""
-        if not isinstance(sys.exception(), ConnectionError):
+        if not isinstance(sys.exc_info()[1], ConnectionError):
             super().handle_error(request, client_address)
 
 

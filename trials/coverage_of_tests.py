@@ -3,7 +3,8 @@
     PYTHONPATH=benchmarks .venv/bin/python trials/coverage_of_tests.py TEST...
 
 Runs pytest with coverage, prints what was missed, and writes the totals to
-``results/coverage.json``. Exits with 1 if a test failed.
+``results/coverage.json``. Exits with pytest's code: not 0 if a test failed, or
+below `fail_under`.
 """
 
 import json

@@ -38,22 +38,23 @@ def main() -> None:
     given = parser.parse_args()
 
     import pytest
+    from peers import commit
 
-    begin = time.perf_counter()
+    begin, ran = time.perf_counter(), commit()
     tests = [str(ROOT / "tests" / name) for name in TESTS]
     options = [f"--hypothesis-seed={given.seed}", "-q", "-k", given.k]
     code = pytest.main([f"--rootdir={ROOT}", *options, *tests])
-    result = report(given.seed, time.perf_counter() - begin)
+    result = report(given.seed, time.perf_counter() - begin, ran)
     RESULT.parent.mkdir(parents=True, exist_ok=True)
     RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(f"{result['cases']} cases: {result['outcomes']}")
     sys.exit(int(code))
 
 
-def report(seed: int, seconds: float) -> dict:
+def report(seed: int, seconds: float, ran: str) -> dict:
     """Counts by kind of case, and where and when they were made."""
     from fuzzing import OUTCOMES as counted
-    from peers import commit, machine
+    from peers import machine
 
     kinds = {
         kind: {name: counts[name] for name in OUTCOMES}
@@ -69,7 +70,7 @@ def report(seed: int, seconds: float) -> dict:
         "machine": machine(),
         "versions": versions(),
         "date": datetime.now(UTC).date().isoformat(),
-        "commit": commit(),
+        "commit": ran,
     }
 
 

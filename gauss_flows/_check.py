@@ -67,7 +67,8 @@ def rows(name: str, x: Any, flow: Any) -> Array | np.memmap:
     """Return ``x`` as an array of events of ``flow``, or raise ``ValueError``.
 
     Where ``flow`` has a ``shape`` the rows must have it; where it has inexact arrays
-    ``x`` must have their dtype: it is never cast, as that would hide a precision lost.
+    ``x`` must have their dtype, and is not cast to it. With 64-bit numbers off, JAX
+    itself makes float32 of a float64 array in memory; a memory-mapped one is refused.
     A memory-mapped file is read once, part by part, and returned as it is.
     """
     x = x if isinstance(x, np.memmap) else jnp.asarray(x)

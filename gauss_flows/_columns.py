@@ -121,7 +121,7 @@ def _jvp(primals: tuple, tangents: tuple, *, function: Callable) -> tuple[list, 
 
 def _vmap(arguments: tuple, axes: tuple, *, function: Callable) -> tuple[list, list]:
     x, *leaves = arguments
-    if any(axis is not None for axis in axes[1:]):
+    if any(axis is not None for axis in axes[1:]) or x.shape[axes[0]] == 0:
         return list(jax.vmap(function, axes)(*arguments)), [0, 0]
     x = jnp.moveaxis(x, axes[0], -1)
     outs = _in_parts(lambda part: function(part, *leaves), x)

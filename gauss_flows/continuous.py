@@ -226,10 +226,7 @@ class ContinuousMap(AbstractBijection):
 
     def _alone(self, x, *, backwards):
         flow = paramax.unwrap(self)
-        x = _event(flow, x)
-        return _solve(flow, lambda t, x, field: field(t, x), x, flow.field, backwards)[
-            0
-        ]
+        return _solve(flow, _velocity, _event(flow, x), flow.field, backwards)[0]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -52,15 +52,17 @@ class AbstractCoupling(AbstractColumnwise):
         are the same wherever the passive part is, and a bias that fits them to the
         marginals: an additive coupling takes the means away, an affine one also makes
         the variances 1, a spline maps quantiles to those of the normal distribution,
-        and a mixture is fitted. Hidden layers stay as they are.
+        a mixture of normal laws is fitted, and one of sigmoids only standardises.
+        Hidden layers stay as they are.
 
         Args:
             x: Batch of events, shape ``(n, *shape)`` with ``n >= 2``.
 
         Raises:
-            ValueError: If the batch has another shape or fewer than two events.
-            RuntimeError: If an active coordinate is constant
-                (``EquinoxRuntimeError`` under jit).
+            ValueError: If the batch has another shape or fewer than two events, or
+                fewer than a mixture of normal laws has components.
+            RuntimeError: If an active coordinate is constant, or out of the scales
+                that a mixture can have (``EquinoxRuntimeError`` under jit).
         """
         _check.events(x, self.shape)
         active = x.reshape(len(x), -1)[:, np.array(self.active)]

@@ -107,8 +107,8 @@ def digits(key: PRNGKeyArray, n: int) -> Float[Array, "n 64"]:
 
     A random choice, without replacement, of scikit-learn's 1,797 pictures. Grey levels
     v = 0, ..., 16 become (v + u) / 17 with u uniform on (0, 1), so that a density
-    exists. Divide log-densities by 64 log 2 for bits per dimension, and add log2 17
-    for those of the grey levels. The entropy is not known. See
+    exists. Divide minus the log-density by 64 log 2 for bits per dimension, and add
+    log2 17 for those of the grey levels. The entropy is not known. See
     :func:`gauss_flows.pictures.digits` for the grey levels themselves, with a fixed
     split.
 
@@ -156,9 +156,11 @@ def source_spiral(
         standardized: Whether to standardise the sample.
 
     Raises:
-        ValueError: ``n`` is below 1.
+        ValueError: ``n`` is below 1, or below 2 with ``standardized``.
     """
     _check.at_least_one(n=n)
+    if standardized and n < 2:
+        raise ValueError(f"expected at least 2 rows to standardise, got {n}")
     rng = np.random.default_rng(seed)
     t = rng.uniform(_START, _END, n)
     arm = rng.integers(0, 2, n) * 2 - 1
@@ -261,8 +263,10 @@ def standardize(
     """
     like = x if like is None else like
     scale = like.std(axis=0)
-    if not bool((scale > 0).all()):
-        constant = np.flatnonzero(~np.asarray(scale > 0)).tolist()
+    # the mean of a constant is rounded, so that its deviation need not be 0
+    varies = np.asarray((like.max(axis=0) > like.min(axis=0)) & (scale > 0))
+    if not varies.all():
+        constant = np.flatnonzero(~varies).tolist()
         raise ValueError(f"expected every coordinate to vary, got constant {constant}")
     return (x - like.mean(axis=0)) / scale
 

@@ -51,7 +51,8 @@ def dequantize(
 
     Raises:
         ValueError: If a value is not whole or out of range (``EquinoxRuntimeError``
-            under jit), or ``levels_of_grey`` is below 2.
+            under jit), ``levels_of_grey`` is below 2, or the dtype cannot tell that
+            many levels apart.
 
     Example:
         >>> grey = jnp.array([0, 255])
@@ -272,7 +273,8 @@ class DequantizedFlow(eqx.Module):
 
         Raises:
             ValueError: If a value is not whole or out of range
-                (``EquinoxRuntimeError`` under jit), or ``samples`` is below 1.
+                (``EquinoxRuntimeError`` under jit), ``samples`` is below 1, or the
+                dtype cannot tell the levels of grey apart.
 
         Source:
             Burda, Grosse & Salakhutdinov (2016), equation 8, for more than one sample.
@@ -315,7 +317,8 @@ def _at_least_two(levels_of_grey: int) -> None:
 def _grey(n: int, x: Shaped[Array | np.ndarray, "*n"]) -> Shaped[Array, "*n"]:
     """``x``, if its values are whole numbers in 0, ..., n - 1."""
     traced = isinstance(x, Tracer)
-    ops = jnp if traced else np
+    # known values as NumPy's: under jit jax.numpy would make tracers of them too
+    x, ops = (x, jnp) if traced else (np.asarray(x), np)
     wrong = (x < 0) | (x > n - 1) | (x != ops.floor(x))
     wanted = f"expected whole grey values in 0..{n - 1}, got "
     if traced:
@@ -330,5 +333,9 @@ def _grey(n: int, x: Shaped[Array | np.ndarray, "*n"]) -> Shaped[Array, "*n"]:
 def _in_cell(n: int, grey: Float[Array, "*n"], u: Float[Array, "*n"]) -> Array:
     """The point at ``u`` of each cell; rounding must not carry it into the next one."""
     cell, eps = 1 / n, float(jnp.finfo(grey.dtype).eps)
+    if 4 * n * eps > 1:
+        raise ValueError(
+            f"expected a dtype that tells {n} levels of grey apart, got {grey.dtype}"
+        )
     low = jnp.maximum(grey * cell * (1 + 2 * eps), eps * cell)
     return jnp.clip((grey + u) * cell, low, (grey + 1) * cell * (1 - 2 * eps))

@@ -59,9 +59,10 @@ class Diagonal(AbstractColumnwise):
             x: Batch of events, shape ``(n, *shape)`` with ``n >= 2``.
 
         Raises:
-            ValueError: If the batch has another shape or fewer than two events.
-            RuntimeError: If a coordinate is constant (``EquinoxRuntimeError`` under
-                jit).
+            ValueError: If the batch has another shape or fewer than two events, or
+                fewer than a mixture of normal laws has components.
+            RuntimeError: If a coordinate is constant, or out of the scales that a
+                mixture can have (``EquinoxRuntimeError`` under jit).
         """
         _check.events(x, self.shape)
         rows = _check.varying("Diagonal", "coordinate", x.reshape(len(x), -1))

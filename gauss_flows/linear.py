@@ -28,7 +28,9 @@ class HouseholderRotation(AbstractColumnwise):
     in succession cancel: that is how the layer starts, at the identity, when it is
     given no key.
 
-    Cost: ``2 * n_reflections * dim`` multiplications, forward and inverse.
+    Cost of an event: ``2 * n_reflections * dim`` multiplications, forward and inverse;
+    ``dim**2`` where more than ``dim`` events pass together, for which the matrix is
+    made once.
 
     Args:
         n_reflections: Number of reflections, even and at least 2.

@@ -46,7 +46,8 @@ class Stack(Scan):
             float64, 3.5e-4 if any is float32.
 
     Raises:
-        ValueError: If an argument is out of range or unknown.
+        ValueError: If an argument is out of range or unknown, or the block takes a
+            condition.
         EquinoxRuntimeError: In the backward pass, if the drift exceeds ``tolerance``.
     """
 
@@ -71,6 +72,11 @@ class Stack(Scan):
         if tolerance is not None:
             _check.positive(tolerance=tolerance)
         super().__init__(bijection)
+        if self.cond_shape is not None:
+            raise ValueError(
+                "expected a block without a condition, got one of cond_shape "
+                f"{self.cond_shape}: flowjax's Scan takes it"
+            )
         self.memory = memory
         self.keep_every = keep_every
         self.tolerance = tolerance

@@ -305,7 +305,8 @@ def _gradient_norms(flow: Transformed, x: Array, loss: Loss) -> GradientNorms:
     inner, inverted = outermost(normalizing_map(gradient))
     if isinstance(inner, Scan):
         leaves = [leaf.reshape(len(leaf), -1) for leaf in jax.tree.leaves(inner)]
-        blocks = jnp.linalg.norm(jnp.concatenate(leaves, axis=1), axis=1)
+        none = jnp.zeros((depth_of(normalizing_map(flow)), 1), x.dtype)  # if frozen
+        blocks = jnp.linalg.norm(jnp.hstack(leaves or [none]), axis=1)
     else:
         blocks = jnp.stack([_norm(part) for part in elements(inner)])
     blocks = blocks[::-1] if inverted else blocks

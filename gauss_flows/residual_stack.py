@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import paramax
-from flowjax.bijections import AbstractBijection, Chain, Invert
+from flowjax.bijections import AbstractBijection, Chain, Invert, Scan
 from flowjax.distributions import AbstractDistribution, StandardNormal, Transformed
 from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray, PyTree
 
@@ -135,30 +135,25 @@ class EstimatedLikelihood(eqx.Module):
             key: Random key, split over blocks and events.
         """
         flow = paramax.unwrap(flow)
-        stack = normalizing_map(flow)
+        z, log_det = self._along(normalizing_map(flow), x, key)
+        return -(flow.base_dist.log_prob(z).astype(x.dtype) + log_det).mean()
 
+    def _along(self, stack: Any, x: Array, key: PRNGKeyArray) -> tuple[Array, Array]:
         def step(carry: tuple, block: Any, key: PRNGKeyArray) -> tuple:
             x, total = carry
             x, log_det = self._pass(block, x, key)
             return (x, total + log_det.astype(x.dtype)), None
 
         start = (x, jnp.zeros(len(x), x.dtype))
-        keys = jr.split(key, depth_of(stack))
-        (z, log_det), _ = walk(step, start, stack, keys)
-        return -(flow.base_dist.log_prob(z).astype(x.dtype) + log_det).mean()
+        return walk(step, start, stack, jr.split(key, depth_of(stack)))[0]
 
     def _pass(self, block: Any, x: Array, key: PRNGKeyArray) -> tuple[Array, Array]:
         if isinstance(block, ResidualMap):
             with jax.default_matmul_precision("highest"):
                 moved = x + jax.vmap(block.g)(x)
             return moved, self.estimator.log_dets(block.g, x, key)
-        if isinstance(block, Chain):
-            total = jnp.zeros(len(x), x.dtype)
-            for part in block.bijections:
-                key, own = jr.split(key)
-                x, log_det = self._pass(part, x, own)
-                total = total + log_det
-            return x, total
+        if isinstance(block, Chain | Scan):
+            return self._along(block, x, key)
         return jax.vmap(block.transform_and_log_det)(x)
 
 

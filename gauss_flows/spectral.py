@@ -64,6 +64,9 @@ def gram_bound(
     """
     _check.positive(tolerance=tolerance)
     out, size = matrix.shape[-2:]
+    dtype = matrix.real.dtype
+    # squares of sums overflow in half precision
+    matrix = matrix.astype(jnp.promote_types(matrix.dtype, jnp.float32))
     small = min(out, size)
     powers = math.log(small) / (4 * math.log1p(tolerance))
     squarings = math.ceil(math.log2(powers)) if powers > 1 else 0
@@ -86,8 +89,10 @@ def gram_bound(
         (gram, total), _ = lax.scan(square, start, shares.astype(unit.dtype))
         total += jnp.log(_frobenius(gram)) / 2**squarings
     rounding = 1 + 4 * (out + size) * float(jnp.finfo(unit.dtype).eps)
+    if dtype != unit.dtype:
+        rounding *= 1 + float(jnp.finfo(dtype).eps)
     bound = unit * jnp.exp(total / 2) * rounding
-    return jnp.where(zero, 0, bound)[..., 0, 0]
+    return jnp.where(zero, 0, bound)[..., 0, 0].astype(dtype)
 
 
 def conv_bound(
@@ -108,15 +113,16 @@ def conv_bound(
         tolerance: As in :func:`gram_bound`.
 
     Raises:
-        ValueError: If ``tolerance`` is not positive and finite.
+        ValueError: If ``tolerance`` is not positive and finite, or the kernel is larger
+            than the picture with half a kernel as its rim.
     """
     rim = tuple(n + k // 2 for n, k in zip(size, kernel.shape[-4:-2], strict=True))
-    # kernels larger than the torus wrap around it, as they should
+    # a Fourier transform would cut off what exceeds the torus
     low = [k - n for n, k in zip(rim, kernel.shape[-4:-2], strict=True)]
     if max(low) > 0:
         raise ValueError(
-            f"expected a kernel no larger than the picture, got {kernel.shape[-4:-2]} "
-            f"for {size}"
+            "expected a kernel that fits on a picture with its rim of zeros, got "
+            f"{kernel.shape[-4:-2]} for {size}"
         )
     # there is no Fourier transform of half precision
     exact = kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
@@ -445,9 +451,10 @@ def check_bound(network: Any, lipschitz: float) -> None:
     found = lipschitz_bound(network)
     if isinstance(found, Tracer) or bool(jnp.all(found <= lipschitz * _SLACK)):
         return
+    where = f" in block {np.argmax(found)} of {found.size}" if found.ndim else ""
     raise ValueError(
         f"expected a network of Lipschitz bound {lipschitz:g}, got layers whose norms "
-        f"multiply to {np.max(found):.4g}: its weights were set from elsewhere"
+        f"multiply to {np.max(found):.4g}{where}: its weights were set from elsewhere"
     )
 
 

@@ -18,6 +18,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import paramax
 from flowjax.bijections import AbstractBijection, Chain, Invert, Scan
 from flowjax.distributions import AbstractDistribution, StandardNormal, Transformed
 from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray, PyTree
@@ -413,7 +414,7 @@ def elements(
 
 
 def initialize_actnorm(flow: Transformed, x: Float[Array, "n ..."]) -> Transformed:
-    """Set every ActNorm of a flow from data, the one next to the data first.
+    """Set every ActNorm of a flow that is not frozen, the one next to the data first.
 
     The batch travels through the flow; each ActNorm on its way is replaced by the one
     that gives its own input mean 0 and variance 1. Everything else stays as it is.
@@ -427,20 +428,24 @@ def initialize_actnorm(flow: Transformed, x: Float[Array, "n ..."]) -> Transform
         The flow with its ActNorms set.
 
     Raises:
-        ValueError: If the flow holds no ActNorm in its normalizing map, or the batch
-            has the wrong shape or fewer than two events.
+        ValueError: If the flow holds no such ActNorm in its normalizing map, or the
+            batch has the wrong shape or fewer than two events.
         RuntimeError: If a channel is constant (``EquinoxRuntimeError`` under jit).
 
     Source:
         Salimans & Kingma (2016), section 3; Kingma & Dhariwal (2018), section 3.1.
     """
-    bijection = normalizing_map(flow)
-    if x.ndim < 1 or x.shape[1:] != flow.shape:
+    normalizing_map(flow)  # raises where there is none
+    shape = paramax.unwrap(flow).shape
+    if x.ndim < 1 or x.shape[1:] != shape:
         raise ValueError(
-            f"expected a batch of events of shape {flow.shape}, got shape {x.shape}"
+            f"expected a batch of events of shape {shape}, got shape {x.shape}"
         )
-    leaves = jax.tree.leaves(bijection, is_leaf=lambda a: isinstance(a, ActNorm))
-    if isinstance(bijection, Invert) or not any(isinstance(a, ActNorm) for a in leaves):
+    # what is frozen, or runs backwards, stays as it is
+    inner = flow.bijection.bijection if isinstance(flow.bijection, Invert) else None
+    opaque = ActNorm, Invert, AbstractUnwrappable
+    leaves = jax.tree.leaves(inner, is_leaf=lambda a: isinstance(a, opaque))
+    if inner is None or not any(isinstance(a, ActNorm) for a in leaves):
         raise ValueError(
             "expected a flow with ActNorm layers on its way from data to latent, got "
             "none: build it with actnorm=True"
@@ -449,7 +454,7 @@ def initialize_actnorm(flow: Transformed, x: Float[Array, "n ..."]) -> Transform
     def set_layer(layer: Any, x: Array) -> Any:
         return layer.from_data(x) if isinstance(layer, ActNorm) else layer
 
-    initialized, _ = set_from_data(set_layer, bijection, x)
+    initialized, _ = set_from_data(set_layer, inner, x)
     return eqx.tree_at(lambda flow: flow.bijection.bijection, flow, initialized)
 
 

@@ -131,7 +131,8 @@ def fit(
 
     Each step draws a batch from ``x`` with replacement. All inexact arrays of ``flow``
     are trained, except those inside ``paramax.NonTrainable``. The program is compiled
-    once, for ``eval_every`` steps; another number of ``steps`` compiles nothing.
+    once, for ``eval_every`` steps, or for all where they are fewer; another number of
+    ``steps``, from ``eval_every`` on, compiles nothing.
 
     When a loss or a gradient is not finite, its step is not taken and training stops.
     The parameters that gave it are discarded too: what remains are the last ones whose
@@ -151,7 +152,8 @@ def fit(
     Args:
         key: Random key of the batches.
         flow: A flowjax distribution, or any pytree if ``loss`` is given.
-        x: Training data, shape ``(n, *flow.shape)``, of the flow's dtype. A memory-
+        x: Training data, shape ``(n, *flow.shape)``, of the flow's dtype. (Where 64-bit
+            numbers are off, JAX rounds a float64 array in memory to float32.) A memory-
             mapped file, as from ``np.load(path, mmap_mode="r")``, stays on the disk:
             before each interval of ``eval_every`` steps its batches are read, the same
             rows that would be drawn in memory.
@@ -278,8 +280,12 @@ def fit_many(
         ValueError: As ``fit``; or ``keys`` is not a non-empty array of keys.
         NonFiniteError: At least one seed failed, and ``throw`` is True.
     """
-    if keys.size == 0:
-        raise ValueError("expected at least one key (one a seed), got none")
+    typed = jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
+    if not typed or keys.ndim != 1 or keys.size == 0:
+        raise ValueError(
+            "expected at least one key, one a seed, as from "
+            f"jr.split(jr.key(0), seeds), got {keys.dtype} of shape {keys.shape}"
+        )
     init, train = jnp.moveaxis(jax.vmap(jr.split)(keys), 1, 0)
     flows = eqx.filter_vmap(build)(init)
     return _fit(

@@ -117,7 +117,7 @@ class Affine(AbstractTransformer):
         bound = self.log_scale_bound
         if bound is not None and not 0 < bound < math.inf:
             raise ValueError(
-                f"expected a positive log_scale_bound or None, got {bound}"
+                f"expected a positive, finite log_scale_bound or None, got {bound}"
             )
 
     def scale(self, r: Float[Array, "*n"]) -> tuple[Array, Array]:
@@ -175,11 +175,14 @@ class RQSpline(AbstractTransformer):
     def __check_init__(self):
         """Refuse what is out of range."""
         if self.n_knots < 1:
-            raise ValueError(f"expected n_bins of at least 1, got {self.n_knots}")
+            raise ValueError(
+                "expected n_knots (n_bins of a coupling) of at least 1, got "
+                f"{self.n_knots}"
+            )
         least = (self.n_knots + 1) * spline.MIN_WIDTH / 2
         if not least < self.interval < math.inf:
             raise ValueError(
-                "expected a finite interval with room for every bin, at least "
+                "expected a finite interval with room for every bin, above "
                 f"{least}, got {self.interval}"
             )
 
@@ -278,6 +281,13 @@ class DeepSigmoid(AbstractMixture):
         """Parameters that only standardise: what fits a column takes it to this law."""
         means, scale = mixture.spread(self.n_components, self.law)
         mean, std = x.mean(axis=0), x.std(axis=0)
+        std = eqx.error_if(
+            std,
+            ~((std >= 1e-3) & (std <= 1e3)),
+            "DeepSigmoid: expected every column to have a standard deviation of 1e-3 "
+            "to 1e3, got one outside: standardise the data, for example with an "
+            "ActNorm in front",
+        )
         means = mean + std * jnp.asarray(means, x.dtype)[:, None]
         log_scales = jnp.broadcast_to(jnp.log(std) + math.log(scale), means.shape)
         raw = mixture.raw(jnp.zeros_like(means), means, log_scales, self.law)
@@ -293,7 +303,8 @@ def _quantile_knots(
     outermost chords lead to the ends of the interval, where there may be no data, so
     that the outermost knots take the slope of their inner chord.
     """
-    beyond = -jax.scipy.special.ndtri(2 / len(x))  # two events are left, by this height
+    # two events are left, by this height; fewer than five have no such height
+    beyond = -jax.scipy.special.ndtri(2 / max(len(x), 5))
     farthest = min(2.5, n_knots / 2, 0.9 * interval)  # few knots do better inside
     top = jnp.minimum(beyond, farthest).astype(x.dtype)
     y = top * (2 * jnp.arange(n_knots) + 1 - n_knots) / max(n_knots - 1, 1)

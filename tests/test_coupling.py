@@ -93,14 +93,14 @@ def test_bad_arguments_say_what_was_expected(kind, options, message):
 
 @pytest.mark.parametrize("bound", [0.0, -1.0, float("inf"), float("nan")])
 def test_bad_bound(bound):
-    with pytest.raises(ValueError, match="positive log_scale_bound"):
+    with pytest.raises(ValueError, match="positive, finite log_scale_bound"):
         gf.AffineCoupling(jr.key(0), shape=(2,), log_scale_bound=bound)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"n_bins": 0}, "n_bins of at least 1, got 0"),
+        ({"n_bins": 0}, "of at least 1, got 0"),
         ({"interval": 0.0}, "finite interval with room for every bin"),
         ({"interval": float("inf")}, "finite interval"),
         ({"interval": float("nan")}, "finite interval"),

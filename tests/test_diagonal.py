@@ -77,7 +77,7 @@ def test_a_diagonal_flow_takes_the_options_of_a_coupling_flow(x64):
         (lambda: transformers.MixtureCDF(0), "n_components to be an integer >= 1"),
         (lambda: transformers.DeepSigmoid(-2), "n_components to be an integer >= 1"),
         (lambda: transformers.RQSpline(0), "at least 1, got 0"),
-        (lambda: transformers.Affine(-1.0), "positive log_scale_bound"),
+        (lambda: transformers.Affine(-1.0), "positive, finite log_scale_bound"),
         (
             lambda: gf.diagonal_flow(jr.key(0), dim=2, depth=0),
             "depth of at least 1, got 0",

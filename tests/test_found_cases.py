@@ -5,15 +5,21 @@ Those of files are in test_untrusted_files.py.
 
 import math
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import jaxtyping
 import numpy as np
+import paramax
 import pytest
 from conftest import enable_x64
+from flowjax.bijections import AdditiveCondition, Affine, Chain, Invert, Scan
+from flowjax.distributions import Normal, StandardNormal, Transformed
 
 import gauss_flows as gf
-from gauss_flows import records
+from gauss_flows import data, dequantization, probe, records, spectral
+from gauss_flows.theory import linear_coupling
 
 KEY = jr.key(0)
 
@@ -183,3 +189,191 @@ def test_no_inverse_is_claimed_where_the_last_step_leads_away(x64):
     for start in np.linspace(0.5, 1.0, 60) * 1e-3:  # near the fixed point 0
         result = gf.banach_inverse(g, y + start, tolerance=2e-3, throw=False)
         assert not result.converged or result.residual < 2.1e-3
+
+
+@pytest.mark.parametrize(
+    ("lipschitz", "y", "steps"), [(0.99999, 0.1, None), (0.9999, 0.01, 1)]
+)
+def test_no_inverse_is_claimed_before_its_steps_are_done(lipschitz, y, steps):
+    """In float32 ulp / (1 - L) is of the size of the answer itself."""
+
+    def g(x):
+        return -lipschitz * x
+
+    options = {"lipschitz": lipschitz, "max_steps": steps}
+    y = jnp.array([y])
+    assert not gf.banach_inverse(g, y, throw=False, **options).converged
+    with pytest.raises(RuntimeError, match="expected Banach's iteration to converge"):
+        gf.banach_inverse(g, y, **options)
+    found = gf.newton_inverse(g, y, lipschitz=lipschitz)
+    np.testing.assert_allclose(found.x, y / (1 - lipschitz), rtol=0.02)
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_a_nested_stack_is_estimated_too(nested):
+    inner = gf.normalizing_map(gf.residual_flow(KEY, shape=(3,), depth=2))
+    if nested:
+        other = gf.residual_flow(jr.key(1), shape=(3,), depth=1)
+        inner = Chain([gf.normalizing_map(other), inner])
+    stack = Chain([Affine(jnp.ones(3)), inner])
+    flow = Transformed(StandardNormal((3,)), Invert(stack))
+    loss = gf.EstimatedLikelihood(gf.log_det.Truncated(3))
+    x = jr.normal(KEY, (20, 3))
+    found = [float(loss(flow, x, jr.key(i))) for i in range(3)]
+    assert len({*found}) == 3
+    np.testing.assert_allclose(found, -flow.log_prob(x).mean(), rtol=0.1)
+
+
+def test_known_grey_values_are_checked_under_jit_too():
+    grey, spread = jnp.array([0, 255]), dequantization.dequantize
+    found = jax.jit(lambda key: spread(key, 256, grey))(KEY)
+    assert dequantization.quantize(256, found).tolist() == [0, 255]
+
+
+def test_a_dtype_too_coarse_for_the_grey_values_is_refused():
+    grey = jnp.arange(246, 256)
+    with pytest.raises(ValueError, match="tells 256 levels of grey apart, got bfloat"):
+        dequantization.dequantize(KEY, 256, grey, dtype=jnp.bfloat16)
+    for n, dtype in ((256, jnp.float16), (32, jnp.bfloat16)):
+        found = dequantization.dequantize(KEY, n, jnp.arange(n), dtype=dtype)
+        assert (dequantization.quantize(n, found) == jnp.arange(n)).all()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_bounds_of_norms_in_half_precision(dtype):
+    bound = spectral.gram_bound(jnp.ones((64, 64), dtype))
+    assert bound.dtype == dtype
+    assert 64 <= bound < 65
+    net = spectral.LipschitzMLP(
+        KEY, dim=2, width=128, depth=2, lipschitz=0.9, dtype=dtype
+    )
+    assert jnp.isfinite(net(jnp.ones(2, dtype))).all()
+
+
+def test_a_map_to_another_shape_is_no_residual():
+    def mean(x):
+        return 0.3 * x.mean()
+
+    with pytest.raises(ValueError, match=r"keep shape \(3,\) and float32, got \(\)"):
+        gf.ResidualMap(mean, shape=(3,), lipschitz=0.5)
+    with pytest.raises(ValueError, match=r"keep shape \(3,\) and float32, got \(\)"):
+        gf.banach_inverse(mean, jnp.ones(3))
+
+
+def test_a_continuous_map_is_traced_once():
+    traced = []
+
+    class Field(eqx.Module):
+        def __call__(self, t, x):
+            traced.append(t)
+            return -x
+
+    there = gf.continuous.ContinuousMap(Field(), shape=(2,))
+    there.transform(jnp.ones(2))
+    before = len(traced)
+    there.transform(jnp.zeros(2))
+    assert len(traced) == before
+
+
+@pytest.mark.parametrize(
+    ("kind", "kernel", "said"),
+    [("X", (2, 2), "kind L or U, got 'X'"), ("L", (2, 3), r"got \(2, 3\) and \(2,\)")],
+)
+def test_what_is_no_linear_coupling(kind, kernel, said, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(ValueError, match=said):
+        linear_coupling.LinearCoupling(kind, np.zeros(kernel), np.ones(2))
+
+
+def test_a_stack_takes_no_condition():
+    layers = eqx.filter_vmap(lambda w: AdditiveCondition(lambda c: w * c, (3,), (3,)))
+    with pytest.raises(ValueError, match=r"without a condition, got .* \(3,\)"):
+        gf.Stack(layers(jnp.ones(2)))
+
+
+def test_a_frozen_stack_has_no_gradient():
+    flow = gf.coupling_flow(KEY, dim=2, depth=2, base=Normal(jnp.zeros(2)))
+    assert isinstance(gf.stack.outermost(gf.normalizing_map(flow))[0], Scan)
+    frozen = Transformed(flow.base_dist, paramax.non_trainable(flow.bijection))
+    norms = probe.gradient_norms(frozen, jr.normal(KEY, (5, 2)))
+    assert norms.blocks.tolist() == [0, 0]
+    assert norms.total == norms.base > 0
+
+
+def test_the_block_that_breaks_its_bound_is_named():
+    flow = paramax.unwrap(gf.residual_flow(KEY, shape=(2,), depth=3))
+    spoilt = jax.tree.map(
+        lambda a: a.at[1].multiply(3) if eqx.is_inexact_array(a) and a.ndim else a, flow
+    )
+    with pytest.raises(ValueError, match="in block 1 of 3"):
+        gf.certify(spoilt)
+
+
+@pytest.mark.parametrize("memory", gf.memory.MODES)
+def test_an_empty_batch(memory):
+    flow = gf.coupling_flow(KEY, dim=2, depth=2, memory=memory)
+    for batch in ((0,), (0, 3), (3, 0)):
+        assert flow.log_prob(jnp.zeros((*batch, 2))).shape == batch
+        assert flow.sample(KEY, batch).shape == (*batch, 2)
+
+
+@pytest.mark.parametrize("n_knots", [1, 2, 5, 8, 30])
+@pytest.mark.parametrize("n", [2, 3, 4, 5])
+def test_a_spline_from_a_handful_of_events(n, n_knots):
+    layer = gf.Diagonal(gf.transformers.RQSpline(n_knots, 4.0), (2,))
+    x = jr.normal(KEY, (n, 2))
+    layer = layer.from_data(x)
+    y = jax.vmap(layer.transform)(x)
+    np.testing.assert_allclose(jax.vmap(layer.inverse)(y), x, atol=1e-4)
+    assert (jnp.argsort(y, axis=0) == jnp.argsort(x, axis=0)).all()
+
+
+@pytest.mark.parametrize(("scale", "fits"), [(900, True), (1500, False), (1e-4, False)])
+def test_sigmoids_from_data_of_any_scale(scale, fits):
+    layer = gf.Diagonal(gf.transformers.DeepSigmoid(4), (2,))
+    x = scale * jr.normal(KEY, (100, 2))
+    if fits:
+        y = jax.vmap(layer.from_data(x).transform)(x)
+        assert jnp.isfinite(y).all()
+        return
+    with pytest.raises(RuntimeError, match="standard deviation of 1e-3 to 1e3"):
+        layer.from_data(x)
+
+
+@pytest.mark.parametrize("value", [0.1, 0.3, 1e4])
+def test_a_constant_column_cannot_be_standardised(value):
+    x = jnp.stack([jnp.full(1000, value), jnp.arange(1000.0)], axis=1)
+    with pytest.raises(ValueError, match=r"got constant \[0\]"):
+        data.standardize(x)
+
+
+def test_one_row_of_the_source_cannot_be_standardised():
+    with pytest.raises(ValueError, match="at least 2 rows to standardise, got 1"):
+        data.source_spiral(1)
+    assert data.source_spiral(1, standardized=False).shape == (1, 2)
+
+
+@pytest.mark.parametrize(
+    "hide",
+    [
+        lambda layer: Invert(Chain([paramax.NonTrainable(layer)])),
+        lambda layer: Invert(Chain([Invert(layer)])),
+        lambda layer: paramax.NonTrainable(Invert(Chain([layer]))),
+    ],
+)
+def test_an_actnorm_out_of_reach_is_not_passed_over(hide):
+    flow = gf.coupling_flow(KEY, dim=2, depth=1, actnorm=True)
+    layer = gf.ActNorm((2,))
+    flow = eqx.tree_at(lambda flow: flow.bijection, flow, hide(layer))
+    with pytest.raises(ValueError, match="expected a flow with ActNorm"):
+        gf.initialize_actnorm(flow, 3 + 2 * jr.normal(KEY, (50, 2)))
+
+
+@pytest.mark.parametrize(
+    "keys", [jr.split(jr.PRNGKey(0), 3), jr.key(0), jr.split(KEY, (2, 2))]
+)
+def test_keys_of_many_that_are_not_one_a_seed(keys, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    x = jr.normal(KEY, (8, 2))
+    with pytest.raises(ValueError, match="expected at least one key, one a seed"):
+        gf.fit_many(keys, lambda key: gf.coupling_flow(key, dim=2, depth=1), x, steps=1)

@@ -116,7 +116,7 @@ def test_conv_bound_against_the_dense_matrix(size, kernel):
 
 
 def test_conv_bound_wants_a_kernel_that_fits():
-    with pytest.raises(ValueError, match=r"no larger than the picture, got \(5, 5\)"):
+    with pytest.raises(ValueError, match=r"with its rim of zeros, got \(5, 5\)"):
         spectral.conv_bound(jnp.ones((5, 5, 1, 1)), (2, 2))
 
 

@@ -42,7 +42,8 @@ class LinearCoupling:
         scale: What the half itself is multiplied by, shape (d,), positive.
 
     Raises:
-        ValueError: If the shapes do not match, or a scale is not finite and positive.
+        ValueError: If the kind is another, the shapes do not match, a scale is not
+            finite and positive, or the kernel is not finite.
     """
 
     kind: Literal["L", "U"]
@@ -51,6 +52,13 @@ class LinearCoupling:
 
     def __post_init__(self):
         """Refuse what is no coupling."""
+        if self.kind not in ("L", "U"):
+            raise ValueError(f"expected kind L or U, got {self.kind!r}")
+        if self.scale.ndim != 1 or self.kernel.shape != 2 * self.scale.shape:
+            raise ValueError(
+                "expected a kernel of shape (d, d) and a scale of shape (d,), got "
+                f"{self.kernel.shape} and {self.scale.shape}"
+            )
         if not (np.isfinite(self.scale).all() and (self.scale > 0).all()):
             raise ValueError(f"expected finite, positive scales, got {self.scale}")
         if not np.isfinite(self.kernel).all():

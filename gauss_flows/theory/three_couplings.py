@@ -34,7 +34,7 @@ from .._columns import AbstractColumnwise
 ROOM = 0.4
 """Share of a step, to either side, that the low digits may take."""
 RADIUS = 8.0
-"""Where normal coordinates are cut off; beyond it lies a probability of 1.3e-15."""
+"""Where normal coordinates are cut off; beyond it lies a probability of 1.2e-15."""
 
 
 class Staircase(eqx.Module):
@@ -392,8 +392,8 @@ def three_couplings(
             ``(dim / 2, *batch)``, to both halves of a point of the target. A function
             of numbers, such as :meth:`Rings.transport`, acts on each pair
             :math:`(x_i, x_{i + \mathrm{dim}/2})` by itself.
-        epsilon: The step :math:`\epsilon`, at most half of ``bound`` and at least
-            :func:`least_epsilon`.
+        epsilon: The step :math:`\epsilon`, at most half of ``bound`` and of
+            :data:`RADIUS`, and at least :func:`least_epsilon`.
         bound: :math:`B`, not exceeded by any coordinate of the transport.
         dim: Number of coordinates, even.
         ramp: Width of the ramps as a share of the step; by default
@@ -458,7 +458,8 @@ def two_couplings(
             second half, ``(dim / 2, *batch)`` to the same shape.
         conditional: Function :math:`S`: given the second half, carries
             :math:`N(0, I)` to the conditional law of the first.
-        epsilon: The step :math:`\epsilon`, at most half of ``bound``.
+        epsilon: The step :math:`\epsilon`, at most half of ``bound`` and of
+            :data:`RADIUS`.
         bound: :math:`B`, not exceeded by any coordinate of the marginal.
         dim: Number of coordinates, even.
         ramp: Width of the ramps as a share of the step, as for

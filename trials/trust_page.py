@@ -228,9 +228,9 @@ def mended(bugs: list[dict[str, str]]) -> str:
     """The bugs that came to light."""
     return table(
         "tab-trust-bugs",
-        f"The {len(bugs)} bugs and unstated limits that these trials and the writing "
-        "of them brought to light. All are mended, or stated; a bug is a plain test "
-        "now.",
+        f"The {len(bugs)} bugs and unstated limits that these trials, the writing of "
+        "them and reading brought to light. All are mended, or stated; a bug is a "
+        "plain test now.",
         {"what was wrong": LEFT, "how it was mended": LEFT},
         ((bug["what"], bug["fixed"]) for bug in bugs),
     )

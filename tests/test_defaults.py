@@ -84,5 +84,5 @@ def test_the_smallest_masks_that_there_are():
 def test_a_spline_may_have_one_knot_and_little_room():
     spline = gf.transformers.RQSpline(1, 0.0011)
     assert spline.sizes == (2, 2, 3)
-    with pytest.raises(ValueError, match=r"at least 0.001, got 0.001"):
+    with pytest.raises(ValueError, match=r"above 0.001, got 0.001"):
         gf.transformers.RQSpline(1, 0.001)

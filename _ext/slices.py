@@ -157,9 +157,9 @@ def read(source: str) -> Cell:
     """The names of a cell's code."""
     names = Names()
     names.visit(ast.parse(source))
-    own = names.binds | BUILTIN
-    parts = names.binds, names.needs - BUILTIN, names.later - own, names.changes - own
-    return Cell(*map(frozenset, parts))
+    needs, later = names.needs - BUILTIN, names.later - BUILTIN
+    changes = names.changes - names.binds - BUILTIN
+    return Cell(*map(frozenset, (names.binds, needs, later, changes)))
 
 
 class Slice(NamedTuple):
@@ -174,10 +174,11 @@ def slice_of(cells: Sequence[Cell], place: int) -> Slice:
     chain, todo, missing = {0, place}, [0, place], set()
     while todo:
         i = todo.pop()
-        wanted = [(name, i) for name in cells[i].needs]
-        wanted += [(name, place + 1) for name in cells[i].later]
-        for name, until in wanted:
-            makers = makers_of(name, cells, i, until)
+        wanted = [(name, i, i) for name in cells[i].needs]
+        # what a function reads may be of its own cell, and changed by a later one
+        wanted += [(name, i + 1, place + 1) for name in cells[i].later]
+        for name, start, until in wanted:
+            makers = makers_of(name, cells, start, until)
             missing |= set() if makers else {name}
             todo += makers - chain
             chain |= makers
@@ -205,6 +206,6 @@ def bound_late(cells: Sequence[Cell]) -> set[str]:
     """The names that a function looks up and only a later cell than its own binds."""
     late, bound = set(), set()
     for cell in cells:
-        late |= cell.later - bound
         bound |= cell.binds
+        late |= cell.later - bound
     return late

@@ -75,10 +75,10 @@ def test_exceptions_are_few():
         ("{i: j for i, j in rows}; i", "", "rows i", "", ""),
         ("def f(x, y=a, *, z: b = 1): return x + g + y", "f", "a b", "g", ""),
         ("def f():\n    u = v\n    return u", "f", "", "v", ""),
-        ("def f(): return g()\ndef g(): return 1", "f g", "", "", ""),
+        ("def f(): return g()\ndef g(): return 1", "f g", "", "g", ""),
         ("def f():\n    def g(): return h\n    return g", "f", "", "h", ""),
         ("f = lambda x: x + y", "f", "y", "", ""),
-        ("class A(B):\n    c = d\n    def e(self): return A, h", "A", "B d", "h", ""),
+        ("class A(B):\n    c = d\n    def e(self): return A, h", "A", "B d", "A h", ""),
         ("with open(p) as f: f.read()", "f", "p", "", ""),
         ("try: a\nexcept E as e: e", "e", "a E", "", ""),
         ("if (n := m): n", "n", "m", "", ""),
@@ -121,6 +121,9 @@ def test_a_function_sees_names_as_they_are_when_it_runs():
     assert slice_of(it, 4).cells == (0, 1, 2, 3, 4)
     assert slice_of(it, 1).missing == {"k"}
     assert bound_late(it) == {"k"}
+    beside = page("", "d = {}\ndef f(): return d", "d['x'] = 1", "f()")
+    assert slice_of(beside, 3).cells == (0, 1, 2, 3)
+    assert not bound_late(beside)
 
 
 def test_what_no_cell_binds_is_missing():

@@ -137,11 +137,11 @@ def _judge(
     rate = lax.stop_gradient(solution.state.rate)
     steps = jnp.asarray(solution.stats["num_steps"], jnp.int32)
     converged = solution.result == optx.RESULTS.successful
-    if tolerance is None and lipschitz is not None:
+    if tolerance is None:
         # rounding of alternating sign keeps a cycle of size ulp / (1 - L) going; after
         # fewer steps than contract to rounding, what is left is something else
         eps = float(jnp.finfo(residual.dtype).eps)
-        enough = steps >= _contracting_steps(lipschitz, eps)
+        enough = lipschitz is None or steps >= _contracting_steps(lipschitz, eps)
         converged |= enough & (residual <= FLOOR * ulp / gap)
     if lipschitz is None:
         error_bound = jnp.full_like(residual, jnp.inf)

@@ -209,6 +209,13 @@ def test_no_inverse_is_claimed_before_its_steps_are_done(lipschitz, y, steps):
     np.testing.assert_allclose(found.x, y / (1 - lipschitz), rtol=0.02)
 
 
+def test_an_answer_found_in_the_last_step_is_one():
+    """Without a bound it is judged by itself, not by the step before."""
+    found = gf.banach_inverse(jnp.ones_like, jnp.array([3.0]), max_steps=1)
+    assert found.converged
+    assert found.x == 2
+
+
 @pytest.mark.parametrize("nested", [True, False])
 def test_a_nested_stack_is_estimated_too(nested):
     inner = gf.normalizing_map(gf.residual_flow(KEY, shape=(3,), depth=2))

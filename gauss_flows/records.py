@@ -5,9 +5,10 @@ A chapter runs in the lane that the environment variable `GAUSS_FLOWS_LANE` name
 file a chapter in the folder that `GAUSS_FLOWS_RECORDS` names, and a quick run draws
 them beside its own. Without that variable nothing is written and nothing is found.
 
-A file holds chapter, lane, settings, tables, seconds, device, versions, commit and
-date. Numbers in tables keep ten significant digits. JSON has no NaN and no infinity:
-they are stored as the texts "nan", "inf" and "-inf", and `load` turns them back.
+A file holds chapter, lane, settings, checksums of the data, tables, seconds, device,
+versions, commit and date. Numbers in tables keep ten significant digits. JSON has no
+NaN and no infinity: they are stored as the texts "nan", "inf" and "-inf", and `load`
+turns them back.
 
 The record of a single training run, which `fit(..., record=file)` writes, says what
 must be the same for its numbers to come again: `save_run`.
@@ -27,7 +28,9 @@ from typing import Any
 
 import jax
 import jax.random as jr
-from jaxtyping import Array
+import numpy as np
+from jax.tree_util import keystr, tree_leaves_with_path
+from jaxtyping import Array, PyTree
 
 from . import checkpoint
 
@@ -37,6 +40,7 @@ _FORM = {
     "chapter": str,
     "lane": str,
     "settings": dict,
+    "data": dict,
     "tables": dict,
     "seconds": float,
     "device": str,
@@ -65,6 +69,7 @@ def save(
     chapter: str,
     *,
     settings: dict[str, Any],
+    data: PyTree[Array | np.ndarray],
     tables: dict[str, Any],
     seconds: float,
 ) -> Path | None:
@@ -73,6 +78,8 @@ def save(
     Args:
         chapter: file name of the chapter without its ending, "07_depth_sweep".
         settings: what the run used: the chapter's `SETTINGS["full"]`.
+        data: arrays on which the run was made, in dictionaries by name; their shapes,
+            dtypes and checksums are written.
         tables: results by name: numbers, texts, None, arrays, and lists or
             dictionaries of these.
         seconds: that the experiments took, compilation included.
@@ -81,7 +88,8 @@ def save(
         Path of the file, or None where nothing is written.
 
     Raises:
-        ValueError: the chapter's name, the tables or the time have another form.
+        ValueError: the chapter's name, the data, the tables or the time have another
+            form.
     """
     folder = _folder()
     if lane() != "full" or folder is None:
@@ -90,6 +98,7 @@ def save(
         "chapter": chapter,
         "lane": "full",
         "settings": _plain(settings),
+        "data": _described(data),
         "tables": _plain(tables, digits=10),
         "seconds": float(f"{seconds:.4g}"),
         **_where_and_when(folder, "gauss_flows", "_style.py", f"book/{chapter}.md"),
@@ -106,7 +115,7 @@ def save_run(
     *,
     settings: dict[str, Any],
     key: Array,
-    data: dict[str, Any],
+    data: PyTree[Array | np.ndarray],
     flows: dict[str, Any],
     result: dict[str, Any],
 ) -> None:
@@ -121,7 +130,7 @@ def save_run(
         path: The file; what was there is replaced.
         settings: What the run used, numbers and texts by name.
         key: The random key with which it began, or one a seed.
-        data: Arrays by name; their shapes, dtypes and checksums are written.
+        data: Arrays by name, as for `save`.
         flows: Pytrees by name; fingerprints of their arrays are written.
         result: What came out, numbers, texts and arrays by name.
 
@@ -131,7 +140,7 @@ def save_run(
     record = {
         "settings": _plain(settings),
         "key": {"impl": str(jr.key_impl(key)), "data": jr.key_data(key).tolist()},
-        "data": {name: _described(array) for name, array in data.items()},
+        "data": _described(data),
         "flows": {name: checkpoint.fingerprint(flow) for name, flow in flows.items()},
         "result": _plain(result),
         **_where_and_when(Path.cwd(), "."),
@@ -178,12 +187,19 @@ def describe(record: dict[str, Any]) -> str:
     )
 
 
-def _described(array: Any) -> dict[str, Any]:
-    return {
-        "shape": list(array.shape),
-        "dtype": str(array.dtype),
-        "checksum": checkpoint.fingerprint(array),
-    }
+def _described(data: PyTree[Array | np.ndarray]) -> dict[str, Any]:
+    """Shape, dtype and checksum of each array; "a/b" names what lies within."""
+    found = {}
+    for path, array in tree_leaves_with_path(data):
+        name = keystr(path, simple=True, separator="/")
+        if not isinstance(array, Array | np.ndarray):
+            raise ValueError(f"expected data of arrays, got {array!r} at {name!r}")
+        found[name] = {
+            "shape": list(array.shape),
+            "dtype": str(array.dtype),
+            "checksum": checkpoint.fingerprint(array),
+        }
+    return found
 
 
 def _where_and_when(folder: Path, *ran: str) -> dict[str, Any]:
@@ -252,12 +268,12 @@ def _restore(value: Any) -> Any:
 
 
 def _text(record: dict[str, Any]) -> str:
-    """One line a table, so that a change can be read in a diff."""
+    """One line an array and a table, so that a change can be read in a diff."""
     lines = []
     for key, value in record.items():
-        if key == "tables" and value:
+        if key in ("data", "tables"):
             rows = [f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in value.items()]
-            lines.append('"tables": {\n' + ",\n".join(rows) + "\n}")
+            lines.append(f'"{key}": {{\n' + ",\n".join(rows) + "\n}")
         else:
             lines.append(f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}")
     return "{\n" + ",\n".join(lines) + "\n}\n"
@@ -290,8 +306,9 @@ def _check_values(record: dict[str, Any], path: Path) -> str | None:
         return f"seconds above 0, got {record['seconds']}"
     if set(record["versions"]) != {"python", *PACKAGES}:
         return f"versions of python and {PACKAGES}, got {sorted(record['versions'])}"
-    if not record["tables"] or not record["settings"]:
-        return "settings and at least one table, got none"
+    for part in ("settings", "data", "tables"):
+        if not record[part]:
+            return f"something under {part!r}, got nothing"
     try:
         date.fromisoformat(record["date"])
     except ValueError:

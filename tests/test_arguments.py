@@ -361,7 +361,11 @@ def test_records_come_back(folder, tables, time):
     path = outcome(
         "records",
         lambda: records.save(
-            "00_fuzz", settings={"seeds": 1}, tables=tables, seconds=time
+            "00_fuzz",
+            settings={"seeds": 1},
+            data={"x": np.zeros(2)},
+            tables=tables,
+            seconds=time,
         ),
         ValueError,
     )
@@ -374,6 +378,7 @@ def test_records_come_back(folder, tables, time):
 def test_a_record_that_was_changed_has_its_form_or_is_refused(folder, data):
     record = {
         "chapter": "00_fuzz", "lane": "full", "settings": {"a": 1},
+        "data": {"x": {"shape": [2], "dtype": "float64", "checksum": "0123"}},
         "tables": {"a": [1.0]}, "seconds": 1.0, "device": "CPU", "commit": "a",
         "versions": dict.fromkeys(("python", *records.PACKAGES), "1"),
         "date": "2026-11-29",

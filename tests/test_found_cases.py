@@ -175,7 +175,10 @@ def test_a_record_of_the_largest_number_is_read_again(tmp_path, monkeypatch):
     monkeypatch.setenv("GAUSS_FLOWS_RECORDS", str(tmp_path))
     largest = float(np.finfo(float).max)
     tables = {"a": [largest, -largest]}
-    records.save("00_fuzz", settings={"seeds": 1}, tables=tables, seconds=1.0)
+    data = {"x": np.zeros(2)}
+    records.save(
+        "00_fuzz", settings={"seeds": 1}, data=data, tables=tables, seconds=1.0
+    )
     assert records.load("00_fuzz")["tables"] == tables
 
 

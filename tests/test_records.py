@@ -10,6 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -30,7 +31,13 @@ def folder(tmp_path, monkeypatch):
 
 
 def save(**changes) -> Any:
-    given = {"settings": SETTINGS, "tables": {"a": [1.0]}, "seconds": 12.5, **changes}
+    given = {
+        "settings": SETTINGS,
+        "data": {"x": np.arange(6.0).reshape(3, 2)},
+        "tables": {"a": [1.0]},
+        "seconds": 12.5,
+        **changes,
+    }
     return records.save(given.pop("chapter", CHAPTER), **given)
 
 
@@ -91,6 +98,26 @@ def test_round_trip(folder):
     json.loads(path.read_text("utf-8"), parse_constant=pytest.fail)
 
 
+def test_a_record_tells_the_data_by_their_checksums(folder):
+    x = np.arange(6, dtype=np.float32).reshape(3, 2)
+    save(data={"plane": (x, x[:1]), "line": {"train": jnp.ones(4, int)}})
+    told = load()["data"]
+    assert list(told) == ["line/train", "plane/0", "plane/1"]
+    assert told["line/train"]["shape"] == [4]
+    assert told["plane/0"]["shape"] == [3, 2]
+    assert told["plane/0"]["dtype"] == "float32"
+    save(data={"plane": (jnp.asarray(x), x[:1] + 1e-7)})
+    again = load()["data"]
+    assert again["plane/0"] == told["plane/0"]
+    assert again["plane/1"]["checksum"] != told["plane/1"]["checksum"]
+
+
+def test_data_that_are_no_arrays_are_refused(folder, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(ValueError, match=r"data of arrays, got 0\.1 at 'plane/1'"):
+        save(data={"plane": (np.ones(2), 0.1)})
+
+
 def test_saving_again_replaces(folder):
     save(tables={"a": 1})
     save(tables={"b": 2})
@@ -126,6 +153,7 @@ def test_nothing_is_written_or_found_without_a_folder(monkeypatch):
         {"chapter": "../07_depth"},
         {"tables": {}},
         {"settings": {}},
+        {"data": {}},
         {"tables": {"a": object()}},
         {"tables": {"a": "nan"}},
         {"seconds": 0.0},
@@ -165,6 +193,8 @@ def test_a_write_that_fails_leaves_the_old_record(folder, monkeypatch):
         lambda record: record.update(date="today"),
         lambda record: record.update(versions={"jax": "0"}),
         lambda record: record.update(tables=[]),
+        lambda record: record.pop("data"),
+        lambda record: record.update(data={}),
     ],
 )
 def test_load_refuses_another_form(folder, change):

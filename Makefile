@@ -17,7 +17,7 @@ TEST_ENV = OPENBLAS_NUM_THREADS=1 XLA_FLAGS="$(XLA_TESTS) $$XLA_FLAGS"
 .DEFAULT_GOAL := help
 .PHONY: help book test test-oldest test-newest audit notebooks serve pdf records benchmark
 .PHONY: check-pages check-pages-thorough build-twice colab copy-test solutions
-.PHONY: fuzz contract coverage kills long mutants trust lint format lock setup clean
+.PHONY: fuzz contract coverage kills long mutants same trust lint format lock setup clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | awk -F ':.*## ' '{printf "make %-20s %s\n", $$1, $$2}'
@@ -69,6 +69,9 @@ kills: setup ## kill training and building at random moments, and see whether al
 
 long: setup ## a million rows, a thousand blocks, 100,000 steps: memory and time
 	@PYTHONPATH=benchmarks $(RUN) trials/long_and_large.py
+
+same: setup ## train again, in another process and after a rounding error: minutes
+	@PYTHONPATH=benchmarks $(RUN) trials/same_numbers.py
 
 trust: setup ## make the tables of the page on trust anew from what the trials wrote
 	@$(RUN) trials/trust_page.py

@@ -34,6 +34,7 @@ def page(folder: Path) -> str:
         "cases": ("fuzz", cases),
         "bugs": ("bugs_fuzz", mended),
         "large": ("long_and_large", large),
+        "same": ("same_numbers", same),
         "mutants": ("mutation", faults),
     }
     for name, (trial, make) in makers.items():
@@ -112,6 +113,16 @@ def long_line(of: dict[str, Any]) -> Line:
     return "long training", tried, outcome
 
 
+def same_line(of: dict[str, Any]) -> Line:
+    """Of flows trained twice."""
+    early = max(row["early"] for row in of["rows"])
+    outcome = (
+        f"{of['same_bits']} end in the same bits; after a rounding error the first "
+        f"{of['early_steps']} losses are within {number(early)} ε"
+    )
+    return "the same numbers", f"{of['flows']} flows, each twice", outcome
+
+
 def mutation_line(of: dict[str, Any]) -> Line:
     """Of mutants."""
     outcome = (
@@ -137,6 +148,7 @@ LINES: dict[str, Callable[[dict[str, Any]], Line]] = {
     "kills_of_fit": fit_line,
     "kills_of_book": book_line,
     "long_and_large": long_line,
+    "same_numbers": same_line,
     "mutation": mutation_line,
     "coverage": coverage_line,
 }
@@ -205,6 +217,29 @@ def same_bits(parts: dict[str, Any]) -> bool:
     """Whether the rows gave the same flow from the file and from memory."""
     one, other = parts["rows on disk"], parts["rows in memory"]
     return one["fingerprint"] == other["fingerprint"]
+
+
+def same(result: dict[str, Any]) -> str:
+    """How far trainings drift from each other that began as one."""
+    rows = (
+        (
+            f"{row['flow']}, {row['dtype']}",
+            row["other"],
+            number(row["runs"]),
+            number(row["early"]),
+            number(row["all"]),
+        )
+        for row in result["rows"]
+    )
+    early, steps = (number(result[name]) for name in ("early_steps", "steps"))
+    return table(
+        "tab-trust-same",
+        "Losses of two trainings of one flow: the largest distance, in units of the "
+        f"dtype's ε, over the first {early} steps and over all {steps}.",
+        {"flow": LEFT, "the other one": LEFT, "runs": RIGHT}
+        | dict.fromkeys((f"first {early}", f"all {steps}"), RIGHT),
+        rows,
+    )
 
 
 def faults(mutation: dict[str, Any]) -> str:

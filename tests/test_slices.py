@@ -1,6 +1,7 @@
 """Copying a cell: what it needs is found, and every cell of the book can be copied."""
 
 import json
+import re
 
 import copied_cells
 import copy_test
@@ -143,6 +144,27 @@ def test_a_copied_slice_runs_on_its_own(tmp_path):
     jitted = "import jax\njax.jit(jax.scipy.linalg.expm)(jax.numpy.eye(3))"
     assert copy_test.run(jitted, str(tmp_path)) == ""
     assert copy_test.run(f"import os\nassert os.listdir({str(tmp_path)!r})") == ""
+
+
+def test_a_slice_with_which_another_begins_runs_once(monkeypatch, capsys, tmp_path):
+    sources = ["import sys", "a = 1; print(a)", "print(a + 1)", "b = 2", "print(b / 0)"]
+    shown = [v4.new_output("stream", text="1")]
+    cells = [v4.new_code_cell(source, outputs=shown) for source in sources]
+    cells[3].outputs = []
+    notebook, ran = v4.new_notebook(cells=cells), []
+    monkeypatch.setattr(copy_test.nbs, "read_executed", lambda source: notebook)
+    run = copy_test.run
+    monkeypatch.setattr(
+        copy_test, "run", lambda *given: ran.append(given) or run(*given)
+    )
+    assert copy_test.try_chapter(tmp_path / "00_a.md") == (3, 1)
+    assert len(ran) == 2
+    said = capsys.readouterr().out
+    assert "00_a, cell 2: runs after 1, seen with cell 3\n" in said
+    assert re.search(r"cell 3: runs after 1, 2; .* s\n", said)
+    assert re.search(
+        r"cell 5: FAILED after 1, 4; .* s\n.*ZeroDivisionError", said, re.S
+    )
 
 
 def test_a_slice_that_hangs_is_named(monkeypatch):

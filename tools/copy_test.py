@@ -4,7 +4,7 @@ Every cell that shows something runs in a fresh process, outside the repository,
 the setup cell and those that it needs (`slices.py`) and no others. Which cells show
 something is taken from the executed notebooks. Records are not at hand, as they are not
 for a student. Chapters run side by side; the processes of one share what XLA compiled,
-as most of them run the same cells.
+as most of them run the same cells. A slice with which one that runs begins has run too.
 """
 
 import os
@@ -69,20 +69,25 @@ def try_chapter(source: Path) -> tuple[int, int]:
     codes = nbs.code_cells(notebook)
     cells = [read(code.source) for code in codes]
     places = [i for i, code in enumerate(codes) if i and shows(code)]
-    failed = 0
+    chains = sorted((slice_of(cells, i).cells for i in places), key=len, reverse=True)
+    passed: list[tuple[int, ...]] = []
     with tempfile.TemporaryDirectory(prefix="compiled-") as folder:
         compiled = "" if source.stem in TIMES_COMPILATION else folder
-        for place in places:
-            chain = slice_of(cells, place).cells
+        for chain in chains:
+            *needed, last = (i + 1 for i in chain)
+            line = f"{source.stem}, cell {last}: runs after {str(needed)[1:-1]}"
+            longer = [other for other in passed if other[: len(chain)] == chain]
+            if longer:
+                print(f"{line}, seen with cell {longer[0][-1] + 1}", flush=True)
+                passed.append(chain)
+                continue
             started = time.monotonic()
             error = run("\n\n\n".join(codes[i].source for i in chain), compiled)
             seconds = clock(time.monotonic() - started)
-            end = "FAILED" if error else "runs"
-            after = ", ".join(str(i + 1) for i in chain[:-1])
-            line = f"{source.stem}, cell {place + 1}: {end} after {after}; {seconds}"
-            print(f"{line}\n{error}", end="", flush=True)
-            failed += bool(error)
-    return len(places), failed
+            line = line.replace(": runs", ": FAILED") if error else line
+            print(f"{line}; {seconds}\n{error}", end="", flush=True)
+            passed += [] if error else [chain]
+    return len(chains), len(chains) - len(passed)
 
 
 def main() -> int:

@@ -5,16 +5,18 @@
 Small flows are trained, each in two fresh processes, and must end in the same bits.
 On another device sums are rounded differently, and bits cannot be asked for; what can
 be is how far the losses are apart, in units of the dtype's epsilon. What to expect is
-measured without such a device: the start is moved by one rounding error a parameter.
-``LIMIT`` is the promise, for the first ``EARLY`` steps; later steps are told, and
-nothing is promised of them.
+measured without such a device, in two ways: the start is moved by one rounding error a
+parameter, and all is compiled without optimisations. ``LIMIT`` is the promise, for the
+first ``EARLY`` steps; later steps are told, and nothing is promised of them.
 
-Where JAX's default device is an accelerator it is compared with the CPU. Both multiply
-matrices in full precision: an accelerator's default for 32 bits may keep ten.
+All this is on the CPU. Where JAX's default device is an accelerator, that is compared
+with it. Both multiply matrices in full precision: an accelerator's default for 32 bits
+may keep ten.
 """
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -34,6 +36,8 @@ import gauss_flows as gf
 from gauss_flows import checkpoint
 
 HERE = Path(__file__).resolve().parent
+CPU, DEFAULT = jax.devices("cpu")[0], jax.devices()[0]
+UNOPTIMISED = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 EARLY, STEPS, STARTS = 10, 100, 8
 LIMIT = 100.0
 """How far losses of the first ``EARLY`` steps may be apart, in units of epsilon."""
@@ -59,8 +63,8 @@ def moved(flow: Any, key: Any, size: float) -> Any:
     return eqx.combine(jax.tree.unflatten(form, leaves), rest)
 
 
-def trained(flow: Any, dtype: str, device: Any = None, steps: int = STEPS) -> Any:
-    """The result of training, on a device or on JAX's default."""
+def trained(flow: Any, dtype: str, device: Any, steps: int = STEPS) -> Any:
+    """The result of training on a device."""
     arrays, rest = eqx.partition(flow, eqx.is_array)
     with jax.default_device(device), jax.default_matmul_precision("highest"):
         x = np.asarray(gf.data.source_spiral(), dtype)
@@ -71,60 +75,82 @@ def trained(flow: Any, dtype: str, device: Any = None, steps: int = STEPS) -> An
 
 
 def apart(one: Any, other: Any, dtype: str) -> np.ndarray:
-    """How far the losses are from each other at each step, in units of epsilon."""
-    a, b = (np.asarray(result.train_loss, np.float64) for result in (one, other))
+    """How far losses are from others at each step, in units of epsilon."""
+    a, b = (np.asarray(losses, np.float64) for losses in (one, other))
     return np.abs(a - b) / np.maximum(1, np.abs(a)) / float(jnp.finfo(dtype).eps)
 
 
-def row(kind: str, dtype: str, other: str, found: list[np.ndarray]) -> dict[str, Any]:
-    """The largest distances, early and at all."""
+def row(
+    kind: str, dtype: str, other: str, losses: Any, found: list[Any]
+) -> dict[str, Any]:
+    """The largest distances of other losses, early and at all."""
+    distances = np.array([apart(losses, other, dtype) for other in found])
     return {
         "flow": kind,
         "dtype": dtype,
         "other": other,
         "runs": len(found),
-        "early": float(np.max([steps[:EARLY] for steps in found])),
-        "all": float(np.max(found)),
+        "early": float(distances[:, :EARLY].max()),
+        "all": float(distances.max()),
     }
 
 
-def rows(kind: str, dtype: str) -> list[dict[str, Any]]:
-    """A row for the moved start, and one for the accelerator if there is one."""
-    flow = untrained(kind, dtype)
-    cpu, default = jax.devices("cpu")[0], jax.devices()[0]
-    reference = trained(flow, dtype, cpu)
-    eps = float(jnp.finfo(dtype).eps)
+def rows(kind: str, dtype: str, plain: Any, otherwise: Any) -> list[dict[str, Any]]:
+    """A row for each way in which the other training differs from the plain one.
+
+    ``otherwise`` are the losses of another compilation.
+    """
+    flow, eps = untrained(kind, dtype), float(jnp.finfo(dtype).eps)
     starts = [moved(flow, key, eps) for key in jr.split(jr.key(3), STARTS)]
-    by_start = [apart(reference, trained(s, dtype, cpu), dtype) for s in starts]
-    told = [row(kind, dtype, "a start moved by one rounding error", by_start)]
-    if default.platform != "cpu":
-        found = apart(reference, trained(flow, dtype, default), dtype)
-        told.append(row(kind, dtype, default.device_kind, [found]))
-    return told
+    by_start = [trained(start, dtype, CPU).train_loss for start in starts]
+    ways = {
+        "a start moved by one rounding error": by_start,
+        "compiled without optimisations": [otherwise],
+    }
+    if DEFAULT.platform != "cpu":
+        there = trained(flow, dtype, DEFAULT).train_loss
+        ways[f"on {DEFAULT.device_kind}"] = [there]
+    return [row(kind, dtype, way, plain, found) for way, found in ways.items()]
 
 
-def fingerprints() -> list[str]:
-    """Of the trained flows, a hash of every bit."""
-    return [checkpoint.fingerprint(trained(untrained(*f), f[1]).flow) for f in FLOWS]
+def part() -> list[dict[str, Any]]:
+    """Of each flow trained on the CPU, a hash of every bit, and the losses."""
+    results = [trained(untrained(*flow), flow[1], CPU) for flow in FLOWS]
+    return [
+        {
+            "bits": checkpoint.fingerprint(result.flow),
+            "losses": np.asarray(result.train_loss, np.float64).tolist(),
+        }
+        for result in results
+    ]
+
+
+def in_a_process(flags: str = "") -> list[dict[str, Any]]:
+    """The part, as a fresh process with these flags for XLA finds it."""
+    env = os.environ | {"XLA_FLAGS": flags}
+    here = [sys.executable, __file__, "--part"]
+    done = subprocess.run(here, check=True, stdout=subprocess.PIPE, env=env)
+    return json.loads(done.stdout)
 
 
 def main() -> None:
-    """Train, compare and write; with ``--part`` tell the fingerprints only."""
+    """Train, compare and write; with ``--part`` be one of the processes."""
     parser = argparse.ArgumentParser(description="The same numbers again.")
     parser.add_argument("--out", type=Path, default=HERE / "results/same_numbers.json")
     parser.add_argument("--part", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     with enable_x64(True):
         if args.part:
-            print(json.dumps(fingerprints()))
+            print(json.dumps(part()))
             return
         begin, ran = time.perf_counter(), commit()
-        here = [sys.executable, __file__, "--part"]
-        again = [
-            json.loads(subprocess.run(here, check=True, stdout=subprocess.PIPE).stdout)
-            for _ in range(2)
+        again = [in_a_process(), in_a_process()]
+        of_each = zip(FLOWS, again[0], in_a_process(UNOPTIMISED), strict=True)
+        found = [
+            row
+            for flow, plain, otherwise in of_each
+            for row in rows(*flow, plain["losses"], otherwise["losses"])
         ]
-        found = [row for flow in FLOWS for row in rows(*flow)]
     told = {
         "processes": len(again),
         "flows": len(FLOWS),

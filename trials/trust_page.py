@@ -117,7 +117,7 @@ def same_line(of: dict[str, Any]) -> Line:
     """Of flows trained twice."""
     early = max(row["early"] for row in of["rows"])
     outcome = (
-        f"{of['same_bits']} end in the same bits; after a rounding error the first "
+        f"{of['same_bits']} end in the same bits; rounded differently, the first "
         f"{of['early_steps']} losses are within {number(early)} ε"
     )
     return "the same numbers", f"{of['flows']} flows, each twice", outcome
@@ -225,7 +225,7 @@ def same(result: dict[str, Any]) -> str:
         (
             f"{row['flow']}, {row['dtype']}",
             row["other"],
-            number(row["runs"]),
+            row["runs"],
             number(row["early"]),
             number(row["all"]),
         )

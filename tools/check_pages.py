@@ -23,7 +23,11 @@ from serve import SITE, serve, stop_unless_whole
 SCREENS = {
     "light": {"color_scheme": "light", "viewport": {"width": 1280, "height": 900}},
     "dark": {"color_scheme": "dark", "viewport": {"width": 1280, "height": 900}},
-    "phone": {"color_scheme": "light", "viewport": {"width": 390, "height": 844}},
+    "phone": {
+        "color_scheme": "light",
+        "viewport": {"width": 390, "height": 844},
+        "has_touch": True,
+    },
 }
 HEAVY = 2_000_000  # bytes
 LOOK = """() => {
@@ -44,6 +48,9 @@ LOOK = """() => {
     ids: [...document.querySelectorAll("[id]")].map(e => e.id),
     links: [...main.querySelectorAll("a[href]")].map(a => a.getAttribute("href")),
     pictures: images.filter(i => !i.closest(".film")).map(i => i.getAttribute("src")),
+    unseen: [...main.querySelectorAll("button.copybtn, button.copy-needs")].filter(
+      b => matchMedia("(hover: none)").matches && getComputedStyle(b).opacity < 1
+    ).length,
     films: films.reduce((sum, film) => sum + film.outerHTML.length, 0),
   };
 }"""
@@ -99,6 +106,8 @@ def visit(
     faults += [f"mathematics with an error: {m}" for m in seen["merror"]]
     twice = [name for name, n in Counter(seen["ids"]).items() if n > 1]
     faults += [f"two places of one name: {name}" for name in twice]
+    if seen["unseen"]:
+        faults.append(f"{seen['unseen']} copy buttons to be seen by pointing only")
     if seen["overflow"] > 0:
         faults.append(f"wider than the screen by {seen['overflow']} px")
     if shots:

@@ -75,17 +75,15 @@ def try_chapter(source: Path) -> tuple[int, int]:
         compiled = "" if source.stem in TIMES_COMPILATION else folder
         for chain in chains:
             *needed, last = (i + 1 for i in chain)
-            line = f"{source.stem}, cell {last}: runs after {str(needed)[1:-1]}"
             longer = [other for other in passed if other[: len(chain)] == chain]
-            if longer:
-                print(f"{line}, seen with cell {longer[0][-1] + 1}", flush=True)
-                passed.append(chain)
-                continue
             started = time.monotonic()
-            error = run("\n\n\n".join(codes[i].source for i in chain), compiled)
-            seconds = clock(time.monotonic() - started)
-            line = line.replace(": runs", ": FAILED") if error else line
-            print(f"{line}; {seconds}\n{error}", end="", flush=True)
+            code = "\n\n\n".join(codes[i].source for i in chain)
+            error = "" if longer else run(code, compiled)
+            took = f"; {clock(time.monotonic() - started)}"
+            how = f", seen with cell {longer[0][-1] + 1}" if longer else took
+            end = "FAILED" if error else "runs"
+            line = f"{source.stem}, cell {last}: {end} after {str(needed)[1:-1]}{how}"
+            print(f"{line}\n{error}", end="", flush=True)
             passed += [] if error else [chain]
     return len(chains), len(chains) - len(passed)
 

@@ -8,7 +8,7 @@ CHAPTER ?= # one chapter only, e.g. 07_depth_sweep: for records, colab, copy-tes
 RUN = .venv/bin/python
 # tests of pages, tools and results, which run none of the package's own code
 BOOK_TESTS = benchmarks beyond_benchmark book build_faults claims downloads films
-BOOK_TESTS += image_benchmarks pdf project reading slices style supply trust
+BOOK_TESTS += image_benchmarks pdf project provenance reading slices style supply trust
 # a test's programs run once or twice, and compile in half the time without optimisations;
 # test-oldest and test-newest run what XLA makes of them by itself
 XLA_TESTS = --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false

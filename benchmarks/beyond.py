@@ -17,8 +17,6 @@ to try it out.
 import argparse
 import os
 import tempfile
-import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +35,9 @@ from beyond_task import (
     Job,
     save,
 )
-from images import LIBRARIES, Process, versions, write
-from peers import HERE, commit, machine, make_peers
+from images import LIBRARIES, Process, write
+from peers import HERE, make_peers, versions
+from provenance import Start
 
 import gauss_flows as gf
 
@@ -163,22 +162,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results/beyond")
     args = parser.parse_args()
     make_peers()
-    begin, ran, load = time.perf_counter(), commit(), os.getloadavg()[0]
+    start, load = Start(), os.getloadavg()[0]
     steps, seeds = (50, 1) if args.quick else (STEPS, SEEDS)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "data.npz"
         save(make_data(steps), path)
         rows = train_all(path, steps, seeds)
     result = {
-        "machine": machine(),
-        "versions": versions(),
-        "date": datetime.now(UTC).date().isoformat(),
-        "commit": ran,
+        **start.told(versions("normflows")),
         "load": [load, os.getloadavg()[0]],
         "steps": steps,
         "seeds": seeds,
         "rows": rows,
-        "seconds": round(time.perf_counter() - begin),
     }
     write(result, table, args.out)
     print(table(result))

@@ -15,7 +15,6 @@ book's page on the benchmarks includes.
 
 import argparse
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,7 +31,8 @@ from flowjax.bijections import (
     RationalQuadraticSpline,
 )
 from flowjax.distributions import Normal, Transformed
-from peers import HERE, commit, machine
+from peers import HERE
+from provenance import commit, machine, today
 
 import gauss_flows as gf
 
@@ -168,7 +168,7 @@ def table(rows: dict[tuple[int, str], Row], steps: int, ran: str) -> str:
         f"The sweep of the source, {steps} steps of 512 rows a depth, in float64. Each "
         "time is measured once; held out is the mean log-probability of fresh points. "
         f"{about['processor']}, {about['cores']} cores, jax {jax.__version__}, "
-        f"{datetime.now(UTC).date().isoformat()}, commit `{ran}`."
+        f"{today()}, commit `{ran}`."
     )
     body = "\n".join([f"| {' | '.join(head)} |", "|--:|:--|--:|--:|--:|--:|", *lines])
     return (

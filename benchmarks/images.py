@@ -21,9 +21,7 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +29,8 @@ import jax
 import numpy as np
 import optax
 from image_task import DEPTH, LEVELS_OF_GREY, SIDE, Data, Job, bits
-from peers import ENVIRONMENT, HERE, PEERS, commit, machine, make_peers, printed
+from peers import ENVIRONMENT, HERE, PEERS, make_peers, versions
+from provenance import Start
 
 from gauss_flows import pictures
 
@@ -186,19 +185,6 @@ def train_all(folder: Path, steps: int, seeds: int, rounds: int) -> list[Row]:
     return rows
 
 
-def versions() -> dict[str, str]:
-    """Versions of all that is compared, from both environments."""
-    ask = "import importlib.metadata as m, sys; print(*map(m.version, sys.argv[1:]))"
-    found = {"python": sys.version.split()[0]}
-    for python, names in (
-        (sys.executable, ("gauss-flows", "flowjax", "equinox", "optax", "jax")),
-        (PEERS / "bin/python", ("torch", "normflows")),
-    ):
-        told = printed(python, "-c", ask, *names).split()
-        found |= dict(zip(names, told, strict=True))
-    return found
-
-
 def table(result: dict[str, Any]) -> str:
     """What the page of the book shows, in Markdown."""
     lines = [
@@ -259,7 +245,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results/images")
     args = parser.parse_args()
     make_peers()
-    begin, ran = time.perf_counter(), commit()
+    start = Start()
     steps, seeds, rounds = (60, 1, 2) if args.quick else (STEPS, SEEDS, ROUNDS)
     data = make_data(steps)
     with tempfile.TemporaryDirectory() as folder:
@@ -267,10 +253,7 @@ def main() -> None:
             np.save(Path(folder) / f"{name}.npy", array)
         rows = train_all(Path(folder), steps, seeds, rounds)
     result = {
-        "machine": machine(),
-        "versions": versions(),
-        "date": datetime.now(UTC).date().isoformat(),
-        "commit": ran,
+        **start.told(versions("normflows")),
         "steps": steps,
         "batch": BATCH,
         "peak": PEAK,
@@ -282,7 +265,6 @@ def main() -> None:
             "draws": DRAWS,
         },
         "rows": [*baselines(data), *rows],
-        "seconds": round(time.perf_counter() - begin),
     }
     write(result, table, args.out)
     print(table(result))

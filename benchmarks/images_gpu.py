@@ -18,13 +18,12 @@ import json
 import subprocess
 import sys
 import time
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from peers import ENVIRONMENT, HERE, commit, machine
+from peers import ENVIRONMENT, HERE
+from provenance import Start, versions
 
 MODES = ("store", "recompute", "invert")
 SHAPE, LEVELS_OF_GREY = (32, 32, 3), 256
@@ -132,25 +131,21 @@ def main() -> None:
     if args.one:
         print(json.dumps(measure(args, args.one)))
         return
-    rows, ran = [], commit()
+    rows, start = [], Start()
     for memory in args.modes:
         rows.append(in_a_process(sys.argv[1:], memory))
         print(report(rows[-1]), flush=True)
-    found = machine()
     result = {
-        "machine": found,
-        "versions": {name: version(name) for name in PACKAGES},
-        "date": datetime.now(UTC).date().isoformat(),
-        "commit": ran,
+        **start.told(versions(*PACKAGES)),
         **{name: getattr(args, name) for name in ("levels", "depth", "batch", "width")},
         "shape": SHAPE,
         "rows": rows,
     }
     args.out.mkdir(parents=True, exist_ok=True)
-    device = found["device"].lower().replace(" ", "-")
-    path = args.out / f"glow32-{device}.json"
+    device = result["machine"]["device"]
+    path = args.out / f"glow32-{device.lower().replace(' ', '-')}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"{found['device']}, {result['date']}, commit {result['commit']}: {path}")
+    print(f"{device}, {result['date']}, commit {result['commit']}: {path}")
     if any("failed" in row for row in rows):
         sys.exit(1)
 

@@ -18,27 +18,27 @@ take it about half an hour. ``--quick`` measures little, to try it out.
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import provenance
 import render
 from cells import CHUNK, Cell
+from provenance import ROOT, Start, printed
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent
 PEERS = ROOT / ".venv-peers"
 SPAN = 2.0  # seconds after which a way's rounds end, in a cell that is no headline
 ROWS = 10_000
 DEPTHS = (2, 4, 8, 16, 32, 64)
 DTYPES = ("float32", "float64")
+OURS = ("gauss-flows", "flowjax", "equinox", "optax", "jax")
 TORCH = ("zuko", "nflows", "normflows")
 # in this order: what a step takes tells how many `fit` is to make in one call
 LIBRARIES = (
@@ -295,60 +295,11 @@ def make_peers() -> None:
     stamp.write_text(wanted)
 
 
-def printed(python: Path | str, *arguments: str | Path) -> str:
-    """What a Python program prints."""
-    return subprocess.run(
-        [python, *arguments], check=True, text=True, stdout=subprocess.PIPE
-    ).stdout
-
-
-def versions() -> dict[str, str]:
+def versions(*theirs: str) -> dict[str, str]:
     """Versions of Python and of all that is compared, from both environments."""
     ask = "import importlib.metadata as m, sys; print(*map(m.version, sys.argv[1:]))"
-    found = {"python": platform.python_version()}
-    for python, names in (
-        (sys.executable, ("gauss-flows", "flowjax", "equinox", "optax", "jax")),
-        (PEERS / "bin/python", ("torch", *TORCH)),
-    ):
-        found |= dict(
-            zip(names, printed(python, "-c", ask, *names).split(), strict=True)
-        )
-    return found
-
-
-def machine() -> dict[str, Any]:
-    """What the numbers were measured on; JAX is asked in a process of its own."""
-    ask = "import jax; d = jax.devices()[0]; print(d.platform, d.device_kind, sep=',')"
-    kind, device = printed(sys.executable, "-c", ask).strip().split(",", 1)
-    info = Path("/proc/cpuinfo")
-    models = [
-        line.split(":", 1)[1].strip()
-        for line in (info.read_text().splitlines() if info.exists() else [])
-        if line.startswith("model name")
-    ]
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {
-        "kind": kind,
-        "device": device,
-        "processor": models[0] if models else platform.processor(),
-        "cores": os.cpu_count(),
-        "memory_bytes": memory,
-        "system": f"{platform.system()} {platform.machine()}",
-    }
-
-
-def commit() -> str:
-    """Commit of the code that ran; "+changes" where what ran was not committed."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(ROOT), *arguments]
-        return subprocess.run(
-            command, capture_output=True, text=True, check=True
-        ).stdout
-
-    ran = ("gauss_flows", "benchmarks/*.py", "trials/*.py")
-    changed = git("status", "--porcelain", "--", *ran)
-    return git("rev-parse", "--short=12", "HEAD").strip() + "+changes" * bool(changed)
+    told = printed(PEERS / "bin/python", "-c", ask, "torch", *theirs).split()
+    return provenance.versions(*OURS) | dict(zip(("torch", *theirs), told, strict=True))
 
 
 def main() -> None:
@@ -364,20 +315,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results")
     args = parser.parse_args()
     make_peers()
-    begin, ran = time.perf_counter(), commit()
+    start = Start()
     quick = ["--quick"] if args.quick else []
     with tempfile.TemporaryDirectory() as folder:
         write_data(Path(folder))
         cells = measure(Path(folder), args.quick, args.limit)
     result = {
-        "machine": machine(),
-        "versions": versions(),
-        "date": datetime.now(UTC).date().isoformat(),
-        "commit": ran,
+        **start.told(versions(*TORCH)),
         "limit_seconds": args.limit,
         **json.loads(printed(sys.executable, HERE / "seeds.py", *quick)),
         "cells": cells,
-        "seconds": round(time.perf_counter() - begin),
     }
     render.write(result, args.out)
 

@@ -21,7 +21,6 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +28,8 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from peers import HERE, commit, machine
+from peers import HERE
+from provenance import commit, machine, today
 from roofline import best_seconds, gradient_of, matmul_rate
 
 import gauss_flows as gf
@@ -150,7 +150,7 @@ def table(found: dict[str, Profile], depth: int, ran: str) -> str:
         f"plane, {BATCH} rows, on one core, divided as the profiler sees it; and the "
         f"least that the arithmetic takes at this machine's measured rates. "
         f"{about['processor']}, jax {jax.__version__}, "
-        f"{datetime.now(UTC).date().isoformat()}, commit `{ran}`.\n"
+        f"{today()}, commit `{ran}`.\n"
         ":name: tab-profile\n\n"
         f"| part | {' | '.join(found)} |\n|:--|{'--:|' * len(found)}\n"
         + "\n".join(lines)

@@ -29,8 +29,6 @@ import importlib
 import sys
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,7 +39,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from contract_promise import FAR, PROMISE, RADII, Promise
-from peers import commit, machine
+from provenance import Start, versions
 
 import gauss_flows as gf
 
@@ -390,17 +388,13 @@ def main() -> None:
     here = Path(__file__).resolve().parent
     parser.add_argument("--out", type=Path, default=here / "results")
     folder = parser.parse_args().out
-    begin, ran = time.perf_counter(), commit()
+    start = Start()
     rows = measure()
     result = {
-        "machine": machine(),
-        "versions": {name: version(name) for name in VERSIONS},
-        "date": datetime.now(UTC).date().isoformat(),
-        "commit": ran,
+        **start.told(versions(*VERSIONS)),
         "draws": DRAWS,
         "points": POINTS,
         "cells": rows,
-        "seconds": round(time.perf_counter() - begin),
     }
     if found := [*broken(rows)]:
         print(*found, sep="\n", file=sys.stderr)

@@ -11,13 +11,10 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from peers import commit, machine
+from provenance import Start, versions
 
 RESULT = Path(__file__).resolve().parent / "results" / "coverage.json"
 
@@ -39,7 +36,7 @@ def totals(report: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Run the tests that are named, and write the totals."""
-    begin, ran = time.perf_counter(), commit()
+    start = Start()
     with tempfile.TemporaryDirectory() as folder:
         full = Path(folder) / "coverage.json"
         command = [sys.executable, "-m", "pytest", "-n", "auto", "-q", "--cov"]
@@ -48,11 +45,7 @@ def main() -> None:
         report = json.loads(full.read_text(encoding="utf-8"))
     result = {
         **totals(report),
-        "machine": machine(),
-        "versions": {n: version(n) for n in ("coverage", "pytest", "jax")},
-        "date": datetime.now(UTC).date().isoformat(),
-        "commit": ran,
-        "seconds": round(time.perf_counter() - begin),
+        **start.told(versions("coverage", "pytest", "jax")),
     }
     RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     sys.exit(code)

@@ -12,8 +12,6 @@ import argparse
 import json
 import os
 import sys
-import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,6 +22,7 @@ TESTS = (
     "test_untrusted_files.py",
     "test_fit_machine.py",
 )
+PACKAGES = ("gauss-flows", "jax", "equinox", "flowjax", "optax", "hypothesis")
 OUTCOMES = ("right", "documented", "undocumented")
 
 os.environ["HYPOTHESIS_PROFILE"] = "long"
@@ -38,23 +37,22 @@ def main() -> None:
     given = parser.parse_args()
 
     import pytest
-    from peers import commit
+    from provenance import Start, versions
 
-    begin, ran = time.perf_counter(), commit()
+    start = Start()
     tests = [str(ROOT / "tests" / name) for name in TESTS]
     options = [f"--hypothesis-seed={given.seed}", "-q", "-k", given.k]
     code = pytest.main([f"--rootdir={ROOT}", *options, *tests])
-    result = report(given.seed, time.perf_counter() - begin, ran)
+    result = report(given.seed) | start.told(versions(*PACKAGES))
     RESULT.parent.mkdir(parents=True, exist_ok=True)
     RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(f"{result['cases']} cases: {result['outcomes']}")
     sys.exit(int(code))
 
 
-def report(seed: int, seconds: float, ran: str) -> dict:
-    """Counts by kind of case, and where and when they were made."""
+def report(seed: int) -> dict:
+    """Counts by kind of case."""
     from fuzzing import OUTCOMES as counted
-    from peers import machine
 
     kinds = {
         kind: {name: counts[name] for name in OUTCOMES}
@@ -66,21 +64,7 @@ def report(seed: int, seconds: float, ran: str) -> dict:
         "outcomes": total,
         "kinds": kinds,
         "seed": seed,
-        "seconds": float(f"{seconds:.4g}"),
-        "machine": machine(),
-        "versions": versions(),
-        "date": datetime.now(UTC).date().isoformat(),
-        "commit": ran,
     }
-
-
-def versions() -> dict[str, str]:
-    """Of Python and of the packages that are under test."""
-    import platform
-    from importlib.metadata import version
-
-    names = ("gauss-flows", "jax", "equinox", "flowjax", "optax", "hypothesis")
-    return {"python": platform.python_version()} | {n: version(n) for n in names}
 
 
 if __name__ == "__main__":

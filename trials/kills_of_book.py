@@ -24,16 +24,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "benchmarks")]
 
-import peers  # noqa: E402
 import tiny_book  # noqa: E402
+from provenance import Start, versions  # noqa: E402
 
 TOOLS = ("run_notebooks", "build_site")
 CELLS = {
@@ -147,7 +145,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=24)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    rng, ran = random.Random(options.seed), peers.commit()
+    rng, start = random.Random(options.seed), Start()
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         book, older = Path(folder, "book"), Path(folder, "older")
@@ -164,10 +162,6 @@ def main() -> int:
         undisturbed, _ = finish(book)
         wanted.append(pages(book))
         about = {
-            "machine": peers.machine(),
-            "versions": {name: version(name) for name in PACKAGES},
-            "date": datetime.now(UTC).date().isoformat(),
-            "commit": ran,
             "seed": options.seed,
             "undisturbed_seconds": round(undisturbed, 1),
             "files": len(wanted[0]),
@@ -181,7 +175,7 @@ def main() -> int:
                 continue
             rows.append(row)
             print(len(rows), row, flush=True)
-            write(about, rows)
+            write({**start.told(versions(*PACKAGES)), **about}, rows)
     bad = [r for r in rows if r["half_built_taken_for_whole"] or not r["same_pages"]]
     return 1 if bad else 0
 

@@ -23,7 +23,6 @@ import signal
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ import equinox as eqx
 import jax
 import jax.random as jr
 import numpy as np
-from peers import commit, machine
+from provenance import Start, versions
 
 import gauss_flows as gf
 
@@ -146,7 +145,6 @@ def compare(root: Path, kills: int, seed: int) -> dict[str, Any]:
         "ends_with_the_same_bits": equal,
         "seed": seed,
         "steps": STEPS,
-        "seconds": round(time.monotonic() - begin),
     }
 
 
@@ -158,15 +156,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results/kills_of_fit.json")
     args = parser.parse_args()
     FORKS.set_forkserver_preload(["gauss_flows"])
-    ran = commit()
+    begin = Start()
     with tempfile.TemporaryDirectory() as root:
         found = compare(Path(root), args.kills, args.seed)
-    found |= {
-        "machine": machine(),
-        "versions": {"jax": jax.__version__},
-        "commit": ran,
-        "date": datetime.now(UTC).date().isoformat(),
-    }
+    found |= begin.told(versions("jax"))
     args.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     sys.exit(found["ends"] != found["ends_with_the_same_bits"])
 

@@ -29,10 +29,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +38,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from peers import commit, machine
+from provenance import Start, versions
 
 import gauss_flows as gf
 
@@ -197,21 +195,14 @@ def main() -> None:
     if args.part:
         print(json.dumps(PARTS[args.part](0.02 if args.quick else 1.0)))
         return
-    begin, ran, found = time.perf_counter(), commit(), {}
+    start, found = Start(), {}
     for name in PARTS:
         command = [sys.executable, __file__, "--part", name]
         command += ["--quick"] * args.quick
         part = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         found[name] = json.loads(part.stdout)
         print(name, found[name], flush=True)
-    told = {
-        "parts": found,
-        "machine": machine(),
-        "versions": {"jax": jax.__version__, "numpy": np.__version__},
-        "commit": ran,
-        "date": datetime.now(UTC).date().isoformat(),
-        "seconds": round(time.perf_counter() - begin),
-    }
+    told = {"parts": found, **start.told(versions("jax", "numpy"))}
     args.out.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
 
 

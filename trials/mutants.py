@@ -27,13 +27,11 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mutants_equivalent import EQUIVALENT
-from peers import commit, machine
+from provenance import Start, commit, versions
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -359,20 +357,16 @@ def sampled(args: argparse.Namespace) -> dict[str, Any]:
     everything = [mutant for module in modules for mutant in mutants(module)]
     size = min(args.sample, len(everything))
     chosen = random.Random(args.seed).sample(everything, size)
-    begin, ran = time.perf_counter(), commit()
+    start = Start()
     warm_up()
     rows = measure(chosen, 60 * args.minutes)
     return {
-        "machine": machine(),
-        "versions": {name: version(name) for name in ("jax", "equinox", "pytest")},
-        "date": datetime.now(UTC).date().isoformat(),
-        "commit": ran,
+        **start.told(versions("jax", "equinox", "pytest")),
         "seed": args.seed,
         "of": {module: len(mutants(module)) for module in modules},
         "tried": len(rows),
         **summary(rows),
         "survivors": [r for r in rows if r["outcome"] in ("survived", "equivalent")],
-        "seconds": round(time.perf_counter() - begin),
     }
 
 

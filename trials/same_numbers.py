@@ -19,8 +19,6 @@ import json
 import os
 import subprocess
 import sys
-import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +28,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from contract import enable_x64
-from peers import commit, machine
+from provenance import Start, versions
 
 import gauss_flows as gf
 from gauss_flows import checkpoint
@@ -143,7 +141,7 @@ def main() -> None:
         if args.part:
             print(json.dumps(part()))
             return
-        begin, ran = time.perf_counter(), commit()
+        start = Start()
         again = [in_a_process(), in_a_process()]
         of_each = zip(FLOWS, again[0], in_a_process(UNOPTIMISED), strict=True)
         found = [
@@ -159,11 +157,7 @@ def main() -> None:
         "steps": STEPS,
         "limit": LIMIT,
         "rows": found,
-        "machine": machine(),
-        "versions": {"jax": jax.__version__, "numpy": np.__version__},
-        "commit": ran,
-        "date": datetime.now(UTC).date().isoformat(),
-        "seconds": round(time.perf_counter() - begin),
+        **start.told(versions("jax", "numpy")),
     }
     args.out.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     wide = [row for row in found if row["early"] > LIMIT]

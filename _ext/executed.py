@@ -20,7 +20,7 @@ class Run:
 
     @property
     def about(self) -> dict[str, str]:
-        """Lane, device, versions, date and seconds of the run."""
+        """Lane, device, versions, date, seconds and bytes of memory of the run."""
         return self.notebook["metadata"].get("gauss_flows", {})
 
     @property
@@ -53,3 +53,8 @@ def duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min"
+
+
+def size(memory: float) -> str:
+    """Bytes of memory as one says them."""
+    return f"{memory / 1e9:.1f} GB"

@@ -26,6 +26,8 @@ from nbformat import v4
 from sphinx_exercise.nodes import exercise_enumerable_node, solution_node
 
 SOLUTION = "solution"  # the tag of the cells that solve an exercise
+# bytes for a kernel: mybinder.org grants 2 GiB, and JupyterLab takes 0.13 GB of them
+BINDER_MEMORY = 2e9
 
 
 class Piece(NamedTuple):
@@ -371,7 +373,10 @@ def write_notebook(app, doctree: nodes.document, docname: str) -> None:
 
 
 def point_buttons(app, pagename, templatename, context, doctree) -> None:
-    """Let the buttons for downloads, Colab and Binder give these notebooks."""
+    """Let the buttons for downloads, Colab and Binder give these notebooks.
+
+    None for Binder stays where the run took more memory than there is.
+    """
     path = f"notebooks/{pagename}.ipynb"
     if not Path(app.outdir, path).exists():
         return
@@ -385,8 +390,11 @@ def point_buttons(app, pagename, templatename, context, doctree) -> None:
         "Binder": f"{launch['binderhub_url']}/v2/gh/{project}/gh-pages"
         f"?urlpath=lab/tree/{path}",
     }
+    memory = Run(app.srcdir, pagename).about["memory"]
+    unfit = {"Binder"} if float(memory) > BINDER_MEMORY else set()
     for group in context["header_buttons"]:
         buttons = group.get("buttons", [])
+        buttons[:] = [b for b in buttons if b.get("text") not in unfit]
         for button in buttons:
             if button.get("text") in urls:
                 button["url"] = urls[button["text"]]

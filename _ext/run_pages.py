@@ -13,7 +13,7 @@ are read again whenever their run, or a run they tell of, has changed.
 import re
 
 from docutils import nodes
-from executed import Run, digest_of_all, duration, runs
+from executed import Run, digest_of_all, duration, runs, size
 from sphinx import addnodes
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective, SphinxRole
@@ -122,7 +122,7 @@ class ExecutionTable(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         self.env.metadata[self.env.docname]["runs"] = digest_of_all(self.env.srcdir)
         rows = [self.row(run) for run in runs(self.env.srcdir) if run.about]
-        names = ["Page", "Time", "Lane", "Device", "Versions", "Date"]
+        names = ["Page", "Time", "Memory", "Lane", "Device", "Versions", "Date"]
         return [table(names, rows, "execution-table")]
 
     def row(self, run: Run) -> list[nodes.entry]:
@@ -130,6 +130,7 @@ class ExecutionTable(SphinxDirective):
         return [
             cell(link(run.docname), label="page"),
             cell(duration(float(about["seconds"])), label="time"),
+            cell(size(float(about["memory"])), label="memory"),
             cell(about["lane"], label="lane"),
             cell(about["device"], label="device"),
             cell(versions(about), label="versions"),
@@ -152,9 +153,9 @@ class RunRole(SphinxRole):
 
 def summary(about: dict[str, str]) -> str:
     """What a reader may want to know first of a run."""
-    seconds = duration(float(about["seconds"]))
+    cost = f"{duration(float(about['seconds']))} and {size(float(about['memory']))}"
     lane = f"{about['lane']} lane"
-    return f"{seconds} to run · {lane} · {about['device']} · {about['date']}"
+    return f"{cost} to run · {lane} · {about['device']} · {about['date']}"
 
 
 def versions(about: dict[str, str]) -> str:
@@ -189,7 +190,7 @@ def add_run_note(app, doctree: nodes.document) -> None:
     text = (
         f"The numbers and figures of this page come from one run in the "
         f"{about['lane']} lane on {about['date']}: {about['device']}; "
-        f"{duration(float(about['seconds']))}; "
+        f"{duration(float(about['seconds']))}, {size(float(about['memory']))}; "
         f"Python {about['python']}, {versions(about)}."
     )
     foot = nodes.container("", nodes.paragraph(text=text), classes=["run-note"])

@@ -108,6 +108,7 @@ def test_the_run_is_of_this_code(source):
     about = notebook.metadata["gauss_flows"]
     assert about["lane"] in notebooks.LANES
     assert about["seconds"] > 0
+    assert 1e8 < about["memory"] < 1e10
     assert notebooks.fingerprint(source, about) == about["fingerprint"]
 
 

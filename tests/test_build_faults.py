@@ -67,7 +67,7 @@ def as_executed(book: Path) -> Path:
     ran = book / "ran.ipynb"
     nbformat.write(notebook, ran)
     mark = notebooks.fingerprint(source(book), SETTING)
-    about = {**SETTING, "seconds": 1.0, "fingerprint": mark}
+    about = {**SETTING, "seconds": 1.0, "memory": 1, "fingerprint": mark}
     run_notebooks.keep(source(book), notebook, ran, about)
     return notebooks.executed_path(source(book))
 
@@ -110,6 +110,19 @@ def test_a_cell_that_fails_is_named_with_its_line(book, fault):
     assert not before.exists()
     kept = nbformat.read(run_notebooks.RUNNING / "one.ipynb", 4)
     assert notebooks.code_cells(kept)[0].outputs[0].text == "before\n"
+
+
+def test_a_run_tells_the_most_memory_that_it_held(book):
+    took = []
+    for size in (0, 600_000_000):
+        cells = [f"held = bytearray(b'1') * {size}", "del held"]
+        source(book).write_text(tiny_book.page("one", cells))
+        _, said = run_notebooks.execute(source(book), "[1/1]", SETTING, records=False)
+        assert not said
+        took.append(notebooks.read_executed(source(book)).metadata["gauss_flows"])
+    small, large = (about["memory"] for about in took)
+    assert 0.02e9 < small < 0.3e9
+    assert 0.6e9 < large < 0.9e9
 
 
 def test_a_run_that_leaves_no_notebook_names_the_cell_it_was_at(book):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import colab
 import nbformat
+import notebook_downloads
 import notebooks
 import pinned_release
 import pytest
@@ -163,7 +164,10 @@ def test_the_page_offers_both_and_two_places_to_run(path):
     assert {f"../{name}.ipynb", f"../{name}.py"} <= links
     colab_host, binder = "https://colab.research.google.com", "https://mybinder.org"
     assert f"{colab_host}/github/{project}/blob/gh-pages/{name}.ipynb" in links
-    assert f"{binder}/v2/gh/{project}/gh-pages?urlpath=lab/tree/{name}.ipynb" in links
+    there = f"{binder}/v2/gh/{project}/gh-pages?urlpath=lab/tree/{name}.ipynb"
+    about = nbformat.read(path, as_version=4).metadata["gauss_flows"]
+    assert (there in links) is (about["memory"] <= notebook_downloads.BINDER_MEMORY)
+    assert about["memory"] > 1e8
 
 
 @site

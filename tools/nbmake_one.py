@@ -1,9 +1,10 @@
-"""Run one notebook under nbmake and say which cell it is at.
+"""Run one notebook under nbmake; say which cell it is at, and what memory it took.
 
 Called by run_notebooks.py: `python tools/nbmake_one.py notebook.ipynb seconds`. It ends
 when its standard input is closed; the kernel ends with it.
 """
 
+import resource
 import signal
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from nbclient.exceptions import (
 from nbformat.v4 import new_output
 
 MARK = "@@cell"
+MEMORY = "@@memory"
 
 
 class Watched(NotebookClient):
@@ -83,7 +85,15 @@ def main(path: str, timeout: str) -> int:
     nbmake.nb_run.NotebookClient = Watched
     with tempfile.TemporaryDirectory(prefix="gauss-flows-") as folder:
         Watched.sockets = Path(folder)
-        return under_nbmake(path, timeout)
+        code = under_nbmake(path, timeout)
+    print(MEMORY, kernel_memory(), flush=True)
+    return code
+
+
+def kernel_memory() -> int:
+    """The most bytes that the kernel, our one child and ended by now, ever held."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
 
 
 def under_nbmake(path: str, timeout: str) -> int:

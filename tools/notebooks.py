@@ -157,7 +157,7 @@ def fingerprint(source: Path, setting: dict[str, str]) -> str:
     about = [cells, setting["lane"], setting["python"], backend]
     found = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     files = [*sorted((ROOT / "gauss_flows").rglob("*.py")), ROOT / "_style.py"]
-    files.append(ROOT / "constraints.txt")
+    files += [ROOT / "constraints.txt", ROOT / "tools/nbmake_one.py"]
     if setting["lane"] == "quick":  # the full lane writes its record, and reads none
         files.append(RECORDS / f"{source.stem}.json")
     for path in files:

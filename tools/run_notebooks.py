@@ -16,12 +16,13 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from typing import NamedTuple
 
 import nbformat
 import notebooks as nbs
 from alone import alone
 from nbformat import NotebookNode
-from nbmake_one import MARK
+from nbmake_one import MARK, MEMORY
 
 ONE = Path(__file__).with_name("nbmake_one.py")
 RUNNING = nbs.EXECUTED / "running"
@@ -96,10 +97,18 @@ def failure(source: Path, path: Path, number: int, log: str) -> str:
     return f"{page}:{line_of(source, code)}, code cell {number}: {reason}"
 
 
+class Outcome(NamedTuple):
+    """How a run went: its seconds, the most bytes its kernel held, the error if any."""
+
+    seconds: float
+    memory: int
+    error: str
+
+
 def follow(
     process: subprocess.Popen[str], name: str, started: float
-) -> tuple[int, str]:
-    """Show where a notebook is until it ends; its last cell, and what it printed."""
+) -> tuple[int, int, str]:
+    """Show where a notebook is until it ends; its last cell, memory, and printing."""
     lines: queue.Queue[str | None] = queue.Queue()
 
     def read() -> None:
@@ -110,7 +119,7 @@ def follow(
 
     threading.Thread(target=read, daemon=True).start()
     log, line, due = [], "", started + SIGN_OF_LIFE
-    number, cell = 0, "starting"
+    number, cell, memory = 0, "starting", 0
     while line is not None:
         try:
             line = lines.get(timeout=max(0.05, due - time.monotonic()))
@@ -118,17 +127,19 @@ def follow(
             line = ""
         if line and (mark := re.search(rf"{MARK} (\d+) (\d+)", line)):
             number, cell = int(mark[1]), f"cell {mark[1]} of {mark[2]}"
+        elif line and (mark := re.search(rf"{MEMORY} (\d+)", line)):
+            memory = int(mark[1])
         elif line:
             log.append(line)
         if time.monotonic() >= due:
             spent = clock(time.monotonic() - started)
             say(f"{name}: {cell}, {spent}", passing=True)
             due = time.monotonic() + SIGN_OF_LIFE
-    return number, nbs.COLOUR.sub("", "".join(log)).rstrip()
+    return number, memory, nbs.COLOUR.sub("", "".join(log)).rstrip()
 
 
-def run(source: Path, path: Path, place: str, lane: str) -> tuple[float, str]:
-    """Execute the notebook at `path`; the seconds it took, and the error if any."""
+def run(source: Path, path: Path, place: str, lane: str) -> Outcome:
+    """Execute the notebook at `path`."""
     started = time.monotonic()
     process = subprocess.Popen(
         [sys.executable, ONE, path, str(SECONDS_A_CELL[lane])],
@@ -142,14 +153,14 @@ def run(source: Path, path: Path, place: str, lane: str) -> tuple[float, str]:
     )
     RUNS.add(process)
     with process:
-        number, log = follow(process, f"{place} {source.stem}", started)
+        number, memory, log = follow(process, f"{place} {source.stem}", started)
         code = process.wait()
     RUNS.discard(process)
     seconds = time.monotonic() - started
     if code == 0:
-        return seconds, ""
+        return Outcome(seconds, memory, "")
     say(log)
-    return seconds, failure(source, path, number, log)
+    return Outcome(seconds, memory, failure(source, path, number, log))
 
 
 def refresh(source: Path, setting: dict[str, str]) -> bool:
@@ -195,11 +206,12 @@ def execute(
     seconds = 0.0
     try:
         nbs.write(notebook, path)
-        seconds, error = run(source, path, place, setting["lane"])
+        seconds, memory, error = run(source, path, place, setting["lane"])
         if not (error or records):
             date = datetime.date.today().isoformat()
-            about = {"seconds": round(seconds, 1), "date": date, "fingerprint": mark}
-            keep(source, notebook, path, {**setting, **about})
+            cost = {"seconds": round(seconds, 1), "memory": memory}
+            about = {**setting, **cost, "date": date, "fingerprint": mark}
+            keep(source, notebook, path, about)
     except OSError as fault:  # a full disk, say
         error = f"{source.relative_to(nbs.ROOT)}, outside of its cells: {fault}"
     if error and not records:

@@ -51,7 +51,7 @@ PREAMBLE = r"""
 """
 WIDTHS = {  # of the columns of our own tables
     "claims-ledger": (7, 34, 37, 22),
-    "execution-table": (30, 9, 9, 17, 21, 14),
+    "execution-table": (26, 9, 10, 8, 14, 19, 14),
 }
 
 

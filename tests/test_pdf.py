@@ -47,6 +47,7 @@ TOC = {
     ],
 }
 INTRO = "# Start\n\n## A section of it\n\nSee {numref}`fig-one` and {eq}`eq-one`.\n"
+AFTER = "# After\n\nAnd {prf:ref}`thm-one`.\n\n```{execution-table}\n```\n"
 TEXT = """# Does depth help?
 
 :::{prf:theorem} It helps
@@ -81,6 +82,12 @@ ROW = {
     "verdict": "confirmed",
     "correction": "",
     "lane": "quick",
+}
+
+
+ABOUT = {
+    **{"lane": "quick", "device": "CPU, 2 cores", "python": "3", "jax": "1"},
+    **{"seconds": 1.0, "memory": 1.64e9, "date": "2026-01-01"},
 }
 
 
@@ -120,6 +127,7 @@ def chapter():
         metadata={
             "kernelspec": {"name": "python3", "display_name": "Python 3"},
             "language_info": {"name": "python", "pygments_lexer": "python"},
+            "gauss_flows": ABOUT,
         },
     )
 
@@ -133,7 +141,7 @@ def printed(tmp_path_factory) -> Path:
     (book / "conf.py").write_text(CONF.format(ext=str(notebooks.ROOT / "_ext")))
     (book / "_toc.yml").write_text(yaml.safe_dump(TOC))
     (book / "book" / "intro.md").write_text(INTRO)
-    (book / "book" / "after.md").write_text("# After\n\nAnd {prf:ref}`thm-one`.\n")
+    (book / "book" / "after.md").write_text(AFTER)
     for folder in ("book", "_notebooks/book"):
         notebooks.write(chapter(), book / folder / "07_depth.ipynb")
     command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-b", "latex"]
@@ -197,6 +205,17 @@ def test_films_are_frames_and_verdicts_a_table(tex):
     assert r"\begin{longtable}" in tex
     assert "IPython.core" not in tex
     assert "07.1 plain" not in tex
+
+
+def test_our_tables_have_a_width_for_each_column(tex):
+    tables = re.findall(
+        r"\\begin\{longtable\}\{([^\n]*)\}\n\\sphinxtoprule(.*?)\\\\", tex, re.S
+    )
+    assert len(tables) == 2
+    for columns, head in tables:
+        assert columns.count(r"\X{") == head.count("&") + 1
+        assert sum(map(int, re.findall(r"\\X\{(\d+)\}", columns))) == 100
+    assert "1.6 GB" in tex
 
 
 def test_a_wrong_number_is_named():

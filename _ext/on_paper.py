@@ -18,6 +18,7 @@ from run_pages import claim_row, table
 from sphinx import addnodes
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.transforms.post_transforms.images import ImageConverter
+from sphinx_exercise.nodes import exercise_enumerable_node
 
 # `\startpage{07}` comes before chapter 07, `\startpage{}` before one without a number
 PREAMBLE = r"""
@@ -49,9 +50,10 @@ PREAMBLE = r"""
 \newenvironment{sphinxclasscell_output}
   {\sphinxsetup{verbatimwithframe=false,VerbatimColor={rgb}{1,1,1}}}{}
 """
-WIDTHS = {  # of the columns of our own tables
+WIDTHS = {  # of the columns of tables, by class or name
     "claims-ledger": (7, 34, 37, 22),
     "execution-table": (26, 9, 10, 8, 14, 19, 14),
+    "tab-trust-bugs": (50, 50),
 }
 
 
@@ -125,16 +127,21 @@ class Numbers(PaperTransform):
 
 
 class Anchors(PaperTransform):
-    """Keep what links lead to in sections that have no title, such as solutions."""
+    """Keep what links lead to: exercises, and sections without a title as solutions."""
 
     def run(self, **kwargs) -> None:
         for page in files(self.document):
+            for box in page.findall(exercise_enumerable_node):
+                box.insert(1, self.place(page, box["label"]))
             for section in page.findall(nodes.section):
                 if isinstance(section.children[0], nodes.title):
                     continue
                 for label in section["ids"]:
-                    place = rf"\phantomsection\label{{{page['docname']}:{label}}}"
-                    section.insert(0, latex(place))
+                    section.insert(0, self.place(page, label))
+
+    def place(self, page: nodes.Element, label: str) -> nodes.raw:
+        """The end of a link that comes from another page."""
+        return latex(rf"\phantomsection\label{{{page['docname']}:{label}}}")
 
 
 class OpenBoxes(PaperTransform):
@@ -146,7 +153,7 @@ class OpenBoxes(PaperTransform):
                 if "cell_input" in code["classes"]:
                     code.parent.remove(code)
         for found in list(self.document.findall(nodes.table)):
-            for kind in set(found["classes"]) & set(WIDTHS):
+            for kind in {*found["classes"], *found["ids"]} & set(WIDTHS):
                 print_wide(found, WIDTHS[kind])
             if len(list(found.findall(nodes.colspec))) > 7:
                 print_small(found)

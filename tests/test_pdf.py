@@ -47,7 +47,13 @@ TOC = {
     ],
 }
 INTRO = "# Start\n\n## A section of it\n\nSee {numref}`fig-one` and {eq}`eq-one`.\n"
-AFTER = "# After\n\nAnd {prf:ref}`thm-one`.\n\n```{execution-table}\n```\n"
+AFTER = """# After
+
+And {prf:ref}`thm-one`, and {ref}`an exercise <ex-one>`.
+
+```{execution-table}
+```
+"""
 TEXT = """# Does depth help?
 
 :::{prf:theorem} It helps
@@ -183,6 +189,12 @@ def test_numbers_are_those_of_the_pages(tex, printed):
     assert re.search(r"hyperref\[[^]]*thm-one.*Theorem 07\.1", tex)
     assert re.search(r"\\setcounter\{figure\}\{0\}.*?\\begin\{figure\}", tex, re.S)
     assert re.search(r"\\hyperref\[[^]]*fig-one[^]]*\]\{Fig.{0,4} \\ref", tex)
+
+
+def test_links_into_exercises_of_other_pages_have_an_end(tex):
+    place = "book/07_depth:ex-one"
+    assert rf"\hyperref[\detokenize{{{place}}}]" in tex
+    assert rf"\phantomsection\label{{{place}}}" in tex
 
 
 def test_links_into_solutions_have_an_end(tex):

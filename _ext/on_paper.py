@@ -52,7 +52,7 @@ PREAMBLE = r"""
 """
 WIDTHS = {  # of the columns of tables, by class or name
     "claims-ledger": (7, 34, 37, 22),
-    "execution-table": (26, 9, 10, 8, 14, 19, 14),
+    "execution-table": (24, 8, 13, 8, 14, 19, 14),
     "tab-trust-bugs": (50, 50),
 }
 

@@ -151,11 +151,15 @@ class RunRole(SphinxRole):
         return [nodes.Text(str(about.get(self.text, "?")))], []
 
 
+def cost(about: dict[str, str]) -> str:
+    """The time and the memory that a run took."""
+    return f"{duration(float(about['seconds']))} and {size(float(about['memory']))}"
+
+
 def summary(about: dict[str, str]) -> str:
     """What a reader may want to know first of a run."""
-    cost = f"{duration(float(about['seconds']))} and {size(float(about['memory']))}"
     lane = f"{about['lane']} lane"
-    return f"{cost} to run · {lane} · {about['device']} · {about['date']}"
+    return f"{cost(about)} to run · {lane} · {about['device']} · {about['date']}"
 
 
 def versions(about: dict[str, str]) -> str:
@@ -190,8 +194,7 @@ def add_run_note(app, doctree: nodes.document) -> None:
     text = (
         f"The numbers and figures of this page come from one run in the "
         f"{about['lane']} lane on {about['date']}: {about['device']}; "
-        f"{duration(float(about['seconds']))}, {size(float(about['memory']))}; "
-        f"Python {about['python']}, {versions(about)}."
+        f"{cost(about)}; Python {about['python']}, {versions(about)}."
     )
     foot = nodes.container("", nodes.paragraph(text=text), classes=["run-note"])
     foot["ids"] = ["how-it-was-run"]

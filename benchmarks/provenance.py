@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ def versions(*packages: str) -> dict[str, str]:
     return {"python": platform.python_version()} | {n: version(n) for n in packages}
 
 
+@cache
 def machine() -> dict[str, Any]:
     """What the numbers were measured on; JAX is asked in a process of its own."""
     ask = "import jax; d = jax.devices()[0]; print(d.platform, d.device_kind, sep=',')"
